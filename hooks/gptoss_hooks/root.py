@@ -1,0 +1,315 @@
+"""The root of a model with hook points: attaching functions, and running under them.
+
+Argument names and order follow TransformerLens. Unlike there, leaving a context removes exactly
+what the context attached, also after an exception.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gptoss_hooks import memory, names
+from gptoss_hooks.cache import ActivationCache
+from gptoss_hooks.points import HookFunction, HookPoint
+
+NameFilter = str | Sequence[str] | Callable[[str], bool] | None
+Hooks = Iterable[tuple[str | Callable[[str], bool], HookFunction]]
+
+
+class HookPointInfo(NamedTuple):
+    """One row of `hook_points()`."""
+
+    name: str
+    shape: str
+    """axis names from the glossary"""
+    dtype: torch.dtype
+    access: str
+    """'live' (an edit acts) or 'read-only'"""
+    kept: bool
+    """whether a cache without a filter keeps it"""
+
+
+class HookPointTable(list[HookPointInfo]):
+    """All hook points of a model in firing order."""
+
+    def __repr__(self) -> str:
+        width = max((len(row.name) for row in self), default=0)
+        return "\n".join(
+            f"{row.name:<{width}}  [{row.shape}]  {str(row.dtype)[6:]}  {row.access}"
+            f"{'' if row.kept else '  (on request)'}"
+            for row in self
+        )
+
+    def to_pandas(self):
+        """One row a hook point (needs pandas)."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self), columns=list(HookPointInfo._fields))
+
+
+class HookedRoot(nn.Module):
+    """Mixin for a model whose submodules include hook points.
+
+    A subclass calls `setup()` once its modules exist and implements `axis_sizes`.
+    """
+
+    hook_dict: dict[str, HookPoint]
+    n_layers: int
+    activation_dtype: torch.dtype
+
+    def setup(self) -> None:
+        """Name every hook point by its path and switch to evaluation mode."""
+        self.hook_dict = {}
+        for name, module in self.named_modules():
+            if isinstance(module, HookPoint):
+                module.name = name
+                self.hook_dict[name] = module
+        self.eval()
+
+    def axis_sizes(self, batch: int, pos: int, past: int = 0) -> dict[str, int]:
+        """Length of every axis for an input of this size."""
+        raise TypeError(f"{type(self).__name__} must implement axis_sizes")
+
+    # -- names ---------------------------------------------------------------------------------
+
+    def canonical_hook_name(self, name: str) -> str:
+        """The hook point meant by `name` (aliases allowed); unknown names list near matches."""
+        return names.canonical(name, self.hook_dict, self.n_layers)
+
+    def hook_axes(self, name: str) -> tuple[str, ...]:
+        """Axis names of a hook point."""
+        return self.hook_dict[self.canonical_hook_name(name)].axes
+
+    def hook_names(self, names_filter: NameFilter = None) -> list[str]:
+        """Names a filter selects, in firing order; None selects all that are kept by default."""
+        if names_filter is None:
+            return [n for n in self.hook_dict if self._kept(n)]
+        if callable(names_filter):
+            return [name for name in self.hook_dict if names_filter(name)]
+        wanted = [names_filter] if isinstance(names_filter, str) else names_filter
+        chosen = {self.canonical_hook_name(name) for name in wanted}
+        return [name for name in self.hook_dict if name in chosen]
+
+    def _kept(self, name: str) -> bool:
+        return not self.hook_dict[name].on_request
+
+    def hook_points(self) -> HookPointTable:
+        """Every hook point: name, shape, dtype, live or read-only."""
+        return HookPointTable(
+            HookPointInfo(
+                name,
+                " ".join(point.axes),
+                point.dtype or self.activation_dtype,
+                "live" if point.live else "read-only",
+                self._kept(name),
+            )
+            for name, point in self.hook_dict.items()
+        )
+
+    # -- attaching -----------------------------------------------------------------------------
+
+    def add_hook(
+        self,
+        name: str | Callable[[str], bool],
+        hook: HookFunction,
+        dir: str = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """Attach `hook(tensor, hook=point)` until `reset_hooks` (permanent ones stay on)."""
+        for each in self._named(name):
+            self.hook_dict[each].add_hook(hook, dir, is_permanent, level, prepend)
+
+    def add_perma_hook(
+        self, name: str | Callable[[str], bool], hook: HookFunction, dir: str = "fwd"
+    ) -> None:
+        """Attach a hook that `reset_hooks` leaves on."""
+        self.add_hook(name, hook, dir, is_permanent=True)
+
+    def _named(self, name: str | Callable[[str], bool]) -> list[str]:
+        found = self.hook_names(name)
+        if not found:
+            raise names.UnknownHook(f"the filter {name!r} matches no hook point")
+        return found
+
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: str = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Detach every function that is not permanent."""
+        for point in self.hook_dict.values():
+            point.remove_hooks(direction, including_permanent)
+            if clear_contexts:
+                point.clear_context()
+
+    @contextmanager
+    def hooks(
+        self,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator["HookedRoot"]:
+        """Run the block with these hooks; on leaving, the model is as it was found."""
+        with ExitStack() as leaving:
+            for direction, hooks in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
+                for name, function in hooks:
+                    for each in self._named(name):
+                        detach = self.hook_dict[each].add_hook(function, direction)
+                        if reset_hooks_end:
+                            leaving.callback(detach)
+            if clear_contexts:
+                for point in self.hook_dict.values():
+                    leaving.callback(point.clear_context)
+            yield self
+
+    @contextmanager
+    def recording(
+        self, names_filter: NameFilter, keep: Callable[[Tensor, HookPoint], None]
+    ) -> Iterator[list[str]]:
+        """Call `keep(tensor, point)` at the selected points; promises not to edit."""
+        selected = self.hook_names(names_filter)
+        with ExitStack() as leaving:
+            for name in selected:
+                point = self.hook_dict[name]
+
+                def record(tensor: Tensor, hook: HookPoint) -> None:
+                    keep(tensor.detach(), hook)
+
+                leaving.callback(point.add_hook(record, reads_only=True))
+            yield selected
+
+    # -- running -------------------------------------------------------------------------------
+
+    def run_with_hooks(
+        self,
+        *model_args: Any,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """One forward pass under hooks. Backward hooks fire later, from the graph they are in."""
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self(*model_args, **model_kwargs)
+
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        names_filter: NameFilter = None,
+        stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
+        pos_slice: Any = None,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        device: torch.device | str | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Any, ActivationCache | dict[str, Tensor]]:
+        """One forward pass, keeping activations (and with `incl_bwd` gradients as `name_grad`).
+
+        Raises MemoryError before it starts when what would be kept does not fit.
+        """
+        where = PositionSlice(pos_slice)
+        kept: dict[str, Tensor] = {}
+        at = {name: i for i, name in enumerate(self.hook_names(names_filter))}
+
+        def keep(tensor: Tensor, hook: HookPoint, suffix: str = "") -> None:
+            tensor = where(tensor, hook.axes)
+            kept[hook.name + suffix] = tensor.to(device) if device is not None else tensor
+
+        def keep_gradient(grad: Tensor, hook: HookPoint) -> None:
+            keep(grad.detach(), hook, "_grad")
+
+        self._refuse_if_too_large(list(at), model_args, model_kwargs, where, device)
+        limits = {"stop_at_layer": stop_at_layer, "start_at_layer": start_at_layer}
+        model_kwargs |= {name: layer for name, layer in limits.items() if layer is not None}
+        backward = [(name, keep_gradient) for name in at] if incl_bwd else []
+        with (
+            self.recording(list(at), keep),
+            self.hooks((), backward, clear_contexts=clear_contexts),
+        ):
+            output = self(*model_args, **model_kwargs)
+            if incl_bwd:
+                output.backward()
+        kept = {name: kept[name] for name in sorted(kept, key=lambda n: _rank(n, at))}
+        if not return_cache_object:
+            return output, kept
+        cache = ActivationCache(kept, self, has_batch_dim=True)
+        return output, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def _refuse_if_too_large(
+        self, chosen: list[str], args: tuple, kwargs: dict, where: "PositionSlice", device: Any
+    ) -> None:
+        tokens = args[0] if args else kwargs.get("input")
+        if isinstance(tokens, Tensor) and tokens.ndim >= 2:
+            self.check_cache_fits(chosen, *tokens.shape[:2], device or tokens.device, where)
+
+    def cache_bytes(
+        self, chosen: NameFilter, batch: int, pos: int, where: "PositionSlice | None" = None
+    ) -> int:
+        """Bytes a cache of these hook points would hold for an input of this size."""
+        sizes, total = self.axis_sizes(batch, pos), 0
+        for name in self.hook_names(chosen):
+            point = self.hook_dict[name]
+            count = 1
+            for axis in point.axes:
+                size = sizes[axis]
+                count *= where.length(size) if where and axis in ("pos", "query") else size
+            total += count * (point.dtype or self.activation_dtype).itemsize
+        return total
+
+    def check_cache_fits(
+        self,
+        chosen: NameFilter,
+        batch: int,
+        pos: int,
+        device: torch.device | str = "cpu",
+        where: "PositionSlice | None" = None,
+    ) -> None:
+        """Refuse, before it is started, a cache that would not fit in free memory."""
+        memory.require(
+            self.cache_bytes(chosen, batch, pos, where),
+            device,
+            f"a cache of {len(self.hook_names(chosen))} hook points for {batch} x {pos} tokens",
+            "Keep less with names_filter= or pos_slice=, or put it elsewhere with device=.",
+        )
+
+
+class PositionSlice:
+    """A TransformerLens position slice (int, tuple, slice, list or their Slice), by axis name."""
+
+    def __init__(self, given: Any = None):
+        given = getattr(given, "slice", given)
+        self.given = slice(*given) if isinstance(given, tuple) else given
+
+    def __call__(self, tensor: Tensor, axes: Sequence[str]) -> Tensor:
+        """Slice the position (or query) axis, if the tensor has one."""
+        axis = next((i for i, name in enumerate(axes) if name in ("pos", "query")), None)
+        if self.given is None or axis is None:
+            return tensor
+        return tensor[(slice(None),) * axis + (self.given,)]
+
+    def length(self, size: int) -> int:
+        """How many of `size` positions are kept."""
+        if self.given is None:
+            return size
+        if isinstance(self.given, int):
+            return 1
+        if isinstance(self.given, slice):
+            return len(range(*self.given.indices(size)))
+        return len(self.given)
+
+
+def _rank(name: str, at: dict[str, int]) -> tuple[int, bool]:
+    return at[name.removesuffix("_grad")], name.endswith("_grad")
