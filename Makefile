@@ -1,0 +1,44 @@
+# Two commands: `make lab` (JupyterLab on the first notebook) and `make test`.
+# Bare `make` builds .venv and exits. Override the interpreter with PYTHON=python3.12.
+PYTHON ?= python3
+PORT ?= 8888
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ROOT_FLAG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
+SLOW := browser or full or oracle or compile or gpu or weights
+
+.DEFAULT_GOAL := install
+.PHONY: install lab demo test test-slow bench nano lint clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev]"
+	touch $(STAMP)
+
+lab: install
+	$(BIN)/jupyter lab $(ROOT_FLAG) --port=$(PORT) notebooks/00_first_trace.ipynb
+
+demo: install
+	$(BIN)/python -m gptoss_workbench.demo
+
+test: install
+	$(BIN)/python -m pytest -q -m "not ($(SLOW))" --durations=10
+
+test-slow: install
+	$(BIN)/python .ci/slow.py
+
+bench: install
+	$(BIN)/python kernels/bench/observing.py
+
+nano: install
+	$(BIN)/python -m gptoss_workbench.nano.train --out out/nano
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) out .oracle
