@@ -51,6 +51,13 @@ def require(needed: int, device: torch.device | str, what: str, remedy: str) -> 
     free = free_bytes(device)
     if free is not None and needed > HEADROOM * free:
         raise MemoryError(
-            f"{what} needs {needed / GIB:.2f} GiB, but {free / GIB:.2f} GiB are free on {device}. "
-            f"{remedy}"
+            f"{what} needs {in_words(needed)}, but {in_words(free)} are free on {device}. {remedy}"
         )
+
+
+def in_words(size: int) -> str:
+    """Bytes as a person says them: "13.8 GiB"."""
+    for unit, scale in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"

@@ -41,7 +41,7 @@ class HookPoint(nn.Module):
         Args:
             axes: names from `gptoss_hooks.axes`.
             dtype: fixed dtype; None means the model's.
-            shared: the tensor is also used elsewhere (residual stream), so functions get a copy.
+            shared: the tensor is also used elsewhere (residual stream), so editors get a copy.
             instead: the hook that can do what an edit here cannot; makes this point read-only.
             on_request: left out when a cache keeps "everything" (large, or derived).
         """
@@ -73,11 +73,14 @@ class HookPoint(nn.Module):
     @property
     def edited_or_differentiated(self) -> bool:
         """Whether anything but a read-only recorder looks: it may ask for gradients."""
-        return (
+        return bool(
             any(not a.reads_only for a in self._forward_functions)
-            or bool(self._backward_functions or self._forward_hooks or self._backward_hooks)
-            or traced(self)
-        )
+            or self._backward_functions
+            or self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or self._backward_pre_hooks
+        ) or traced(self)
 
     def layer(self) -> int:
         """The block this point belongs to."""
@@ -124,6 +127,8 @@ class HookPoint(nn.Module):
     def __call__(self, x: Tensor) -> Tensor:
         if not self.observed:
             return x
+        if self.shared and self.edited_or_differentiated:
+            x = x.clone()
         seen = Watched(x) if not self.live else None
         y = super().__call__(x)
         self._check(x, y)
@@ -133,8 +138,6 @@ class HookPoint(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pass the tensor by every attached function, in the order they were added."""
-        if self.shared and any(not a.reads_only for a in self._forward_functions):
-            x = x.clone()
         for attached in list(self._forward_functions):
             given = attached.function(x, hook=self)
             if given is not None:

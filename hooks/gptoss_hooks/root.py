@@ -19,6 +19,16 @@ NameFilter = str | Sequence[str] | Callable[[str], bool] | None
 Hooks = Iterable[tuple[str | Callable[[str], bool], HookFunction]]
 
 
+class InputSize(NamedTuple):
+    """What a forward call is about to run."""
+
+    batch: int
+    pos: int
+    past: int
+    """positions already in the KV cache"""
+    device: torch.device
+
+
 class HookPointInfo(NamedTuple):
     """One row of `hook_points()`."""
 
@@ -225,8 +235,7 @@ class HookedRoot(nn.Module):
         at = {name: i for i, name in enumerate(self.hook_names(names_filter))}
 
         def keep(tensor: Tensor, hook: HookPoint, suffix: str = "") -> None:
-            tensor = where(tensor, hook.axes)
-            kept[hook.name + suffix] = tensor.to(device) if device is not None else tensor
+            kept[hook.name + suffix] = _alone(where(tensor, hook.axes)).to(device)
 
         def keep_gradient(grad: Tensor, hook: HookPoint) -> None:
             keep(grad.detach(), hook, "_grad")
@@ -243,23 +252,32 @@ class HookedRoot(nn.Module):
             if incl_bwd:
                 output.backward()
         kept = {name: kept[name] for name in sorted(kept, key=lambda n: _rank(n, at))}
-        if not return_cache_object:
-            return output, kept
         cache = ActivationCache(kept, self, has_batch_dim=True)
-        return output, cache.remove_batch_dim() if remove_batch_dim else cache
+        cache = cache.remove_batch_dim() if remove_batch_dim else cache
+        return output, cache if return_cache_object else cache.cache_dict
 
     def _refuse_if_too_large(
         self, chosen: list[str], args: tuple, kwargs: dict, where: "PositionSlice", device: Any
     ) -> None:
-        tokens = args[0] if args else kwargs.get("input")
-        if isinstance(tokens, Tensor) and tokens.ndim >= 2:
-            self.check_cache_fits(chosen, *tokens.shape[:2], device or tokens.device, where)
+        size = self.input_size(*args, **kwargs)
+        if size is not None:
+            batch, pos, past, home = size
+            self.check_cache_fits(chosen, batch, pos, device or home, where, past)
+
+    def input_size(self, *args: Any, **kwargs: Any) -> "InputSize | None":
+        """Size of a forward call with these arguments; None where it cannot be told."""
+        return None
 
     def cache_bytes(
-        self, chosen: NameFilter, batch: int, pos: int, where: "PositionSlice | None" = None
+        self,
+        chosen: NameFilter,
+        batch: int,
+        pos: int,
+        where: "PositionSlice | None" = None,
+        past: int = 0,
     ) -> int:
         """Bytes a cache of these hook points would hold for an input of this size."""
-        sizes, total = self.axis_sizes(batch, pos), 0
+        sizes, total = self.axis_sizes(batch, pos, past), 0
         for name in self.hook_names(chosen):
             point = self.hook_dict[name]
             count = 1
@@ -276,10 +294,11 @@ class HookedRoot(nn.Module):
         pos: int,
         device: torch.device | str = "cpu",
         where: "PositionSlice | None" = None,
+        past: int = 0,
     ) -> None:
         """Refuse, before it is started, a cache that would not fit in free memory."""
         memory.require(
-            self.cache_bytes(chosen, batch, pos, where),
+            self.cache_bytes(chosen, batch, pos, where, past),
             device,
             f"a cache of {len(self.hook_names(chosen))} hook points for {batch} x {pos} tokens",
             "Keep less with names_filter= or pos_slice=, or put it elsewhere with device=.",
@@ -313,3 +332,8 @@ class PositionSlice:
 
 def _rank(name: str, at: dict[str, int]) -> tuple[int, bool]:
     return at[name.removesuffix("_grad")], name.endswith("_grad")
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor without the larger one it may be a slice of, which it would keep in memory."""
+    return tensor if tensor.untyped_storage().nbytes() <= tensor.nbytes else tensor.clone()

@@ -116,7 +116,7 @@ class _PackedLinear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         total = None
         for rows, weight in _tiles(*ctx.saved_tensors):
             part = grad.float()[:, rows] @ weight

@@ -1,0 +1,75 @@
+"""See inside gpt-oss: every activation, every expert choice, every step of reasoning.
+
+import gptoss_workbench as wb
+model = wb.load()                       # gpt-oss-nano, embedded; or a folder, or a hub id
+answer = model.generate(messages=[{"role": "user", "content": "..."}], max_new_tokens=200)
+trace = model.trace(answer.tokens)      # tokens, channels, routing, chosen activations
+wb.views.experts(trace)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptoss_hooks.cache import ActivationCache
+    from gptoss_hooks.points import EditError
+    from gptoss_workbench import harmony, nano, views
+    from gptoss_workbench.checkpoint import CheckpointError, checkpoint_info, save_checkpoint
+    from gptoss_workbench.config import GPT_OSS_20B, GPT_OSS_120B, Config
+    from gptoss_workbench.generation import Generation
+    from gptoss_workbench.kv_cache import KVCache
+    from gptoss_workbench.loading import load
+    from gptoss_workbench.model import GptOss
+    from gptoss_workbench.tokenizer import Tokenizer
+    from gptoss_workbench.trace import Trace
+
+_HOME = {
+    "ActivationCache": "gptoss_hooks.cache",
+    "EditError": "gptoss_hooks.points",
+    "CheckpointError": "gptoss_workbench.checkpoint",
+    "checkpoint_info": "gptoss_workbench.checkpoint",
+    "save_checkpoint": "gptoss_workbench.checkpoint",
+    "Config": "gptoss_workbench.config",
+    "GPT_OSS_20B": "gptoss_workbench.config",
+    "GPT_OSS_120B": "gptoss_workbench.config",
+    "Generation": "gptoss_workbench.generation",
+    "KVCache": "gptoss_workbench.kv_cache",
+    "load": "gptoss_workbench.loading",
+    "GptOss": "gptoss_workbench.model",
+    "Tokenizer": "gptoss_workbench.tokenizer",
+    "Trace": "gptoss_workbench.trace",
+}
+_MODULES = ("harmony", "nano", "views")
+
+__all__ = [
+    "GPT_OSS_20B",
+    "GPT_OSS_120B",
+    "ActivationCache",
+    "CheckpointError",
+    "Config",
+    "EditError",
+    "Generation",
+    "GptOss",
+    "KVCache",
+    "Tokenizer",
+    "Trace",
+    "checkpoint_info",
+    "harmony",
+    "load",
+    "nano",
+    "save_checkpoint",
+    "views",
+]
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used, so that importing the package stays light."""
+    if name in _MODULES:
+        return import_module(f"gptoss_workbench.{name}")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'gptoss_workbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,178 @@
+"""The `gptoss` command: info, generate, trace and doctor.
+
+A mistake gives one line on stderr and exit code 2. Torch is imported by the commands that need it,
+so `gptoss --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="See inside gpt-oss: every activation, every expert choice, every step of reasoning.",
+)
+
+Prompt = Annotated[str, typer.Argument(help="What the user says.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Folder or hub id; without it gpt-oss-nano, which is embedded."),
+]
+Effort = Annotated[str, typer.Option(help="Reasoning effort: low, medium or high.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Most tokens to write.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of sampling.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+EFFORTS = ("low", "medium", "high")
+
+
+@app.command()
+def info(
+    path: Annotated[
+        str | None, typer.Argument(help="Folder or hub id; gpt-oss-nano if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Describe a checkpoint without loading it."""
+    with one_line_errors():
+        from gptoss_workbench.checkpoint import checkpoint_info
+
+        found = checkpoint_info(path)
+        typer.echo(json.dumps(found.to_dict(), indent=2, default=str) if as_json else str(found))
+
+
+@app.command()
+def generate(
+    prompt: Prompt,
+    model: Model = None,
+    effort: Effort = "medium",
+    max_new_tokens: Tokens = 512,
+    temperature: Temperature = 0.0,
+    seed: Seed = None,
+) -> None:
+    """Answer a prompt; reasoning and answer are written as they come, by channel."""
+    with one_line_errors():
+        _check_effort(effort)
+        opened = _load(model)
+        pieces = opened.stream(
+            messages=_ask(prompt),
+            max_new_tokens=max_new_tokens,
+            effort=effort,
+            do_sample=temperature > 0,
+            temperature=temperature or 1.0,
+            seed=seed,
+        )
+        for text in spoken(piece.text for piece in pieces):
+            typer.echo(text, nl=False)
+        typer.echo()
+
+
+@app.command()
+def trace(
+    prompt: Prompt,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("trace.html"),
+    model: Model = None,
+    answer: Annotated[
+        bool, typer.Option("--generate/--no-generate", help="Let the model answer first.")
+    ] = True,
+    layer: Annotated[int | None, typer.Option(help="Layer of the attention view.")] = None,
+    head: Annotated[int, typer.Option(help="Head the attention view opens with.")] = 0,
+    effort: Effort = "medium",
+    max_new_tokens: Tokens = 256,
+) -> None:
+    """Write a page that shows channels, expert routing and attention of a prompt and its answer."""
+    with one_line_errors():
+        _check_effort(effort)
+        import torch
+
+        from gptoss_workbench.views.page import trace_page
+
+        opened = _load(model)
+        depth = opened.config.num_hidden_layers
+        layer = min(2, depth - 1) if layer is None else layer
+        if not 0 <= layer < depth:
+            raise ValueError(f"--layer: the model has layers 0 to {depth - 1}; got {layer}")
+        said = {"prompt": prompt}
+        if answer:
+            written = opened.generate(
+                messages=_ask(prompt), max_new_tokens=max_new_tokens, effort=effort
+            )
+            tokens, said["answer"] = written.tokens, written.final or "(none yet)"
+        else:
+            tokens = torch.tensor([opened.render(_ask(prompt), effort=effort)])
+        names = [f"blocks.{layer}.attn.hook_{point}" for point in ("pattern", "sink")]
+        seen = opened.trace(tokens, names_filter=names, router_logits=True)
+        page = trace_page(seen, out, title=prompt, told=said, layer=layer, head=head)
+        typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what this machine offers, and whether the embedded model runs."""
+    from gptoss_workbench.doctor import examine
+
+    report = examine()
+    width = max(len(name) for name, _, _ in report)
+    for name, ok, told in report:
+        typer.echo(f"{'ok ' if ok else '-- '} {name:<{width}}  {told}")
+    if not all(ok for name, ok, _ in report if name in ("torch", "gpt-oss-nano")):
+        raise typer.Exit(1)
+
+
+def spoken(pieces: Iterable[str]) -> Iterator[str]:
+    """Turn streamed text with harmony's markers into what one reads: `[channel]`, then its text."""
+    header: str | None = None
+    for piece in pieces:
+        if piece in ("<|start|>", "<|channel|>"):
+            header = "" if header is None or piece == "<|start|>" else f"{header} "
+        elif piece == "<|message|>":
+            yield f"[{(header or 'assistant').strip().removeprefix('assistant').strip()}]\n"
+            header = None
+        elif piece.startswith("<|") and piece.endswith("|>"):
+            yield "\n" if header is None and piece in ("<|end|>",) else ""
+        elif header is not None:
+            header += piece
+        else:
+            yield piece
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Show what a user can mend as one line, and exit with 2."""
+    try:
+        yield
+    except (ValueError, IndexError, OSError, ImportError, MemoryError) as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        typer.echo(f"gptoss: {line}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _load(source: str | None) -> Any:
+    from gptoss_workbench.load import load
+
+    return load(source)
+
+
+def _ask(prompt: str) -> list[dict[str, str]]:
+    if not prompt.strip():
+        raise ValueError("the prompt is empty")
+    return [{"role": "user", "content": prompt}]
+
+
+def _check_effort(effort: str) -> None:
+    if effort not in EFFORTS:
+        raise ValueError(f"--effort: expected {', '.join(EFFORTS)}; got {effort}")
+
+
+if __name__ == "__main__":
+    sys.exit(app())

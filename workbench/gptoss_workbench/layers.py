@@ -1,0 +1,301 @@
+"""The parts of a gpt-oss block, with every hook point visible in the line where it fires."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gptoss_hooks.points import EditError, HookPoint, Watched, traced
+from gptoss_kernels.attention import AttentionTap
+from gptoss_kernels.backend import Backend
+from gptoss_kernels.moe import Experts, ExpertTap
+from gptoss_kernels.rms_norm import NormTap
+from gptoss_workbench.config import Config
+from gptoss_workbench.kv_cache import KVCache
+
+Turn = tuple[Tensor, Tensor]
+"""cos and sin of every position, [batch, pos, d_head / 2]"""
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A weight: part of the module, never trained."""
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def looks(*points: HookPoint) -> list[HookPoint | None]:
+    """Each point that is observed, else None. A running trace in the group turns all of them on:
+    what it will ask for next is known only once it has been served."""
+    if any(traced(point) for point in points):
+        return list(points)
+    return [point if point.observed else None for point in points]
+
+
+def stand_in(fused: Tensor, parts: Tensor, edited: bool) -> Tensor:
+    """The fused result, unless the parts it is made of were edited.
+
+    Values stay those of the fused body bit for bit; gradients flow through the parts.
+    """
+    if edited:
+        return parts
+    return fused.detach() + (parts - parts.detach()) if parts.requires_grad else fused
+
+
+class Projection(nn.Module):
+    """A stored weight [outer, inner] and bias [outer]."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: str):
+        super().__init__()
+        self.weight = frozen(tensors[f"{name}.weight"])
+        self.bias = frozen(tensors[f"{name}.bias"])
+
+
+class Norm(nn.Module):
+    """RMSNorm with its denominator and its result before the weight in view."""
+
+    def __init__(self, weight: Tensor, eps: float, ops: Backend):
+        super().__init__()
+        self.weight, self.eps, self.ops = frozen(weight), eps, ops
+        self.hook_scale = HookPoint("batch", "pos", "one", dtype=torch.float32)
+        self.hook_normalized = HookPoint("batch", "pos", "d_model", dtype=torch.float32)
+        self.hook_out = HookPoint("batch", "pos", "d_model")
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        tap = NormTap(*looks(self.hook_scale, self.hook_normalized))
+        return self.hook_out(self.ops.rms_norm(x, self.weight, self.eps, tap=tap))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with sinks; every second layer sees only a sliding window."""
+
+    def __init__(self, config: Config, layer: int, tensors: Mapping[str, Tensor], ops: Backend):
+        super().__init__()
+        self.layer, self.ops = layer, ops
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        sliding = config.layer_types[layer] == "sliding_attention"
+        self.window = config.sliding_window if sliding else None
+        name = f"model.layers.{layer}.self_attn"
+        self.hook_q_input = HookPoint("batch", "pos", "head", "d_model", on_request=True)
+        self.hook_k_input = HookPoint("batch", "pos", "kv_head", "d_model", on_request=True)
+        self.hook_v_input = HookPoint("batch", "pos", "kv_head", "d_model", on_request=True)
+        self.q_proj = Projection(tensors, f"{name}.q_proj")
+        self.k_proj = Projection(tensors, f"{name}.k_proj")
+        self.v_proj = Projection(tensors, f"{name}.v_proj")
+        self.hook_q = HookPoint("batch", "pos", "head", "d_head")
+        self.hook_k = HookPoint("batch", "pos", "kv_head", "d_head")
+        self.hook_v = HookPoint("batch", "pos", "kv_head", "d_head")
+        self.hook_rot_q = HookPoint("batch", "pos", "head", "d_head")
+        self.hook_rot_k = HookPoint("batch", "pos", "kv_head", "d_head")
+        self.sinks = frozen(tensors[f"{name}.sinks"])
+        square = ("batch", "head", "query", "key")
+        self.hook_attn_scores = HookPoint(*square, dtype=torch.float32)
+        self.hook_sink = HookPoint(*square[:3], dtype=torch.float32, instead="attn.hook_pattern")
+        self.hook_pattern = HookPoint(*square, dtype=torch.float32)
+        self.hook_z = HookPoint("batch", "pos", "head", "d_head")
+        self.o_proj = Projection(tensors, f"{name}.o_proj")
+        self.hook_result = HookPoint(
+            "batch", "pos", "head", "d_model", dtype=torch.float32, on_request=True
+        )
+
+    def forward(
+        self,
+        normed: Float[Tensor, "batch pos d_model"],
+        residual: Float[Tensor, "batch pos d_model"],
+        norm: Norm,
+        turn: Turn,
+        positions: Int[Tensor, "batch pos"],
+        cache: KVCache | None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        project = self._project
+        q = self.hook_q(project(normed, residual, norm, self.q_proj, self.hook_q_input, self.heads))
+        k = self.hook_k(
+            project(normed, residual, norm, self.k_proj, self.hook_k_input, self.kv_heads)
+        )
+        v = self.hook_v(
+            project(normed, residual, norm, self.v_proj, self.hook_v_input, self.kv_heads)
+        )
+        q = self.hook_rot_q(self.ops.rotate(q, *turn))
+        k = self.hook_rot_k(self.ops.rotate(k, *turn))
+        keys = positions
+        if cache is not None:
+            k, v, keys = cache.layers[self.layer].extend(k, v, positions)
+        scores, sink, pattern = looks(self.hook_attn_scores, self.hook_sink, self.hook_pattern)
+        tap = AttentionTap(scores, pattern, sink)
+        z = self.ops.attention(q, k, v, self.sinks, positions, keys, window=self.window, tap=tap)
+        return self._merge(self.hook_z(z))
+
+    def _project(
+        self,
+        normed: Tensor,
+        residual: Tensor,
+        norm: Norm,
+        proj: Projection,
+        point: HookPoint,
+        heads: int,
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """Queries, keys or values; one residual copy a head when the split input is observed."""
+        y = self.ops.linear(normed, proj.weight, proj.bias).unflatten(-1, (heads, -1))
+        if not point.observed:
+            return y
+        copies = residual[:, :, None].repeat(1, 1, heads, 1)  # [batch, pos, head, d_model]
+        watched = Watched(copies)
+        seen = point(copies)
+        each = self.ops.rms_norm(seen.flatten(1, 2), norm.weight, norm.eps).unflatten(
+            1, (-1, heads)
+        )
+        weight = proj.weight.float().unflatten(0, (heads, -1))  # [head, d_head, d_model]
+        split = torch.einsum("bpnd,nhd->bpnh", each.float(), weight)
+        split = split + proj.bias.float().unflatten(0, (heads, -1))
+        return stand_in(y, split.to(y.dtype), watched.changed(seen))
+
+    def _merge(self, z: Float[Tensor, "batch pos head d_head"]) -> Tensor:
+        """Project all heads back to the residual, head by head when `hook_result` is observed."""
+        y = self.ops.linear(z.flatten(2), self.o_proj.weight, self.o_proj.bias)
+        if not self.hook_result.observed:
+            return y
+        result = torch.einsum("bpnh,nhd->bpnd", z.float(), self.W_O.float())
+        watched = Watched(result)
+        seen = self.hook_result(result)
+        total = seen.sum(2) + self.o_proj.bias.float()
+        return stand_in(y, total.to(y.dtype), watched.changed(seen))
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        return self.q_proj.weight.unflatten(0, (self.heads, -1)).mT
+
+    @property
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        return self.k_proj.weight.unflatten(0, (self.kv_heads, -1)).mT
+
+    @property
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        return self.v_proj.weight.unflatten(0, (self.kv_heads, -1)).mT
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        return self.o_proj.weight.mT.unflatten(0, (self.heads, -1))
+
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
+        return self.q_proj.bias.unflatten(0, (self.heads, -1))
+
+    @property
+    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
+        return self.k_proj.bias.unflatten(0, (self.kv_heads, -1))
+
+    @property
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
+        return self.v_proj.bias.unflatten(0, (self.kv_heads, -1))
+
+    @property
+    def b_O(self) -> Float[Tensor, " d_model"]:
+        return self.o_proj.bias
+
+
+class ExpertLayer(nn.Module):
+    """Router and packed experts. A slot is one of a token's k chosen experts, best first."""
+
+    gate_up_proj_blocks: nn.Parameter
+    gate_up_proj_scales: nn.Parameter
+    gate_up_proj_bias: nn.Parameter
+    down_proj_blocks: nn.Parameter
+    down_proj_scales: nn.Parameter
+    down_proj_bias: nn.Parameter
+
+    def __init__(self, config: Config, layer: int, tensors: Mapping[str, Tensor], ops: Backend):
+        super().__init__()
+        self.ops, self.limit, self.k = ops, config.swiglu_limit, config.num_experts_per_tok
+        name = f"model.layers.{layer}.mlp"
+        self.router = Projection(tensors, f"{name}.router")
+        self.n_experts = self.router.weight.shape[0]
+        self.hook_router_logits = HookPoint("batch", "pos", "expert", dtype=torch.float32)
+        self.hook_expert_indices = HookPoint("batch", "pos", "k", dtype=torch.int64)
+        self.hook_expert_weights = HookPoint("batch", "pos", "k", dtype=torch.float32)
+        slot = ("batch", "pos", "k")
+        self.hook_expert_gate = HookPoint(*slot, "d_ff", dtype=torch.float32)
+        self.hook_expert_up = HookPoint(*slot, "d_ff", dtype=torch.float32)
+        self.hook_expert_post = HookPoint(*slot, "d_ff")
+        self.hook_expert_out = HookPoint(*slot, "d_model", dtype=torch.float32)
+        for half in ("gate_up_proj", "down_proj"):
+            for part in ("blocks", "scales", "bias"):
+                tensor = tensors[f"{name}.experts.{half}_{part}"]
+                self.register_parameter(f"{half}_{part}", frozen(tensor))
+
+    @property
+    def experts(self) -> Experts:
+        """The packed weights in the order the kernels take them."""
+        return Experts(
+            self.gate_up_proj_blocks,
+            self.gate_up_proj_scales,
+            self.gate_up_proj_bias,
+            self.down_proj_blocks,
+            self.down_proj_scales,
+            self.down_proj_bias,
+        )
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        router = self.router
+        logits = self.ops.linear(x, router.weight, router.bias, dtype=torch.float32)
+        logits = self.hook_router_logits(logits)
+        indices = self._reselect(self.ops.choose(logits, self.k))
+        weights = self.hook_expert_weights(self.ops.weigh(logits, indices))
+        points = (self.hook_expert_gate, self.hook_expert_up)
+        tap = ExpertTap(*looks(*points, self.hook_expert_post, self.hook_expert_out))
+        return self.ops.moe(x, indices, weights, self.experts, limit=self.limit, tap=tap)
+
+    def _reselect(self, chosen: Int[Tensor, "batch pos k"]) -> Int[Tensor, "batch pos k"]:
+        if not self.hook_expert_indices.observed:
+            return chosen
+        watched = Watched(chosen)
+        indices = self.hook_expert_indices(chosen)
+        if watched.changed(indices):
+            self._check(indices)
+        return indices
+
+    def _check(self, indices: Tensor) -> None:
+        name = self.hook_expert_indices.name
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= self.n_experts:
+            raise EditError(
+                f"{name}: experts are 0 to {self.n_experts - 1}; the edit holds {low} to {high}"
+            )
+        ordered = indices.sort(-1).values
+        if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+            raise EditError(f"{name}: the {self.k} experts of a token must differ; one repeats")
+
+
+class Block(nn.Module):
+    """x += attention(norm(x)); x += experts(norm(x))."""
+
+    hook_out_is_single_residual_stream = True
+    """What TransformerLens's lenses ask a block: its output is the residual stream itself."""
+
+    def __init__(self, config: Config, layer: int, tensors: Mapping[str, Tensor], ops: Backend):
+        super().__init__()
+        name, eps = f"model.layers.{layer}", config.rms_norm_eps
+        stream = ("batch", "pos", "d_model")
+        self.hook_resid_pre = HookPoint(*stream, shared=True)
+        self.hook_attn_in = HookPoint(*stream, shared=True, on_request=True)
+        self.ln1 = Norm(tensors[f"{name}.input_layernorm.weight"], eps, ops)
+        self.attn = Attention(config, layer, tensors, ops)
+        self.hook_attn_out = HookPoint(*stream)
+        self.hook_resid_mid = HookPoint(*stream, shared=True)
+        self.hook_mlp_in = HookPoint(*stream, shared=True, on_request=True)
+        self.ln2 = Norm(tensors[f"{name}.post_attention_layernorm.weight"], eps, ops)
+        self.mlp = ExpertLayer(config, layer, tensors, ops)
+        self.hook_mlp_out = HookPoint(*stream)
+        self.hook_resid_post = HookPoint(*stream, shared=True)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        turn: Turn,
+        positions: Int[Tensor, "batch pos"],
+        cache: KVCache | None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        x = self.hook_resid_pre(x)
+        source = self.hook_attn_in(x)
+        attended = self.attn(self.ln1(source), source, self.ln1, turn, positions, cache)
+        x = self.hook_resid_mid(x + self.hook_attn_out(attended))
+        mixed = self.mlp(self.ln2(self.hook_mlp_in(x)))
+        return self.hook_resid_post(x + self.hook_mlp_out(mixed))

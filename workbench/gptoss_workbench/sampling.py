@@ -1,0 +1,63 @@
+"""Choosing the next token: greedy, or drawn from a temperature, top-k or nucleus distribution.
+
+Each row draws from its own generator, seeded with `seed + row`, so its text does not depend on its
+company. Nucleus sampling: Holtzman et al. 2019 (arXiv 1904.09751).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Sampling(NamedTuple):
+    """How the next token is drawn; greedy unless `do_sample`."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    freq_penalty: float = 0.0
+
+    def check(self) -> None:
+        """Refuse settings that mean nothing."""
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be >= 0 (0 is greedy); got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be >= 1; got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1]; got {self.top_p}")
+
+
+class Draw:
+    """Chooses the next token of every row."""
+
+    def __init__(self, sampling: Sampling, seed: int | None, rows: int):
+        self.sampling = sampling
+        self.generators = [torch.Generator().manual_seed((seed or 0) + row) for row in range(rows)]
+
+    def __call__(self, logits: Tensor, written: list[list[int]]) -> list[int]:
+        logits = logits.float().cpu()
+        if self.sampling.freq_penalty:
+            for row, tokens in enumerate(written):
+                count = torch.bincount(torch.tensor(tokens).long(), minlength=logits.shape[-1])
+                logits[row] -= self.sampling.freq_penalty * count
+        if not self.sampling.do_sample or self.sampling.temperature == 0:
+            return logits.argmax(-1).tolist()
+        chances = _limited(logits / self.sampling.temperature, self.sampling).softmax(-1)
+        pairs = zip(chances, self.generators, strict=True)
+        return [int(torch.multinomial(row, 1, generator=each)) for row, each in pairs]
+
+
+def _limited(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits with everything outside top-k and outside the top-p nucleus at minus infinity."""
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p is not None:
+        ordered, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        outside = torch.zeros_like(logits, dtype=torch.bool)
+        outside.scatter_(-1, order, before >= sampling.top_p)
+        logits = logits.masked_fill(outside, -torch.inf)
+    return logits

@@ -1,0 +1,179 @@
+"""Between text and tokens: what a model accepts as input, checked with helpful messages."""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from gptoss_hooks.root import InputSize
+from gptoss_workbench.config import Config
+from gptoss_workbench.lens_config import LensConfig
+from gptoss_workbench.tokenizer import Tokenizer
+
+Text = str | list[str]
+
+
+class Batch(NamedTuple):
+    """Rows of tokens; padding is where the mask is False."""
+
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+
+
+def pad(rows: list[list[int]], filler: int, side: str) -> Batch:
+    """Rows of different length as one batch, padded on the left or the right."""
+    if side not in ("left", "right"):
+        raise ValueError(f"padding_side is 'left' or 'right'; got {side!r}")
+    width = max(map(len, rows))
+    tokens = torch.full((len(rows), width), filler, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        at = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        tokens[i, at] = torch.tensor(row, dtype=torch.long)
+        mask[i, at] = True
+    return Batch(tokens, mask)
+
+
+def as_mask(mask: Any, shape: torch.Size, device: torch.device) -> Bool[Tensor, "batch pos"]:
+    """A mask as bools on the device, cut to the last `shape[1]` columns; None is all real."""
+    if mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=device)
+    mask = torch.as_tensor(mask, device=device).bool()
+    mask = mask[None] if mask.ndim == 1 else mask
+    if mask.shape[0] != shape[0] or mask.shape[1] < shape[1]:
+        raise ValueError(f"attention_mask: expected {tuple(shape)}; got {tuple(mask.shape)}")
+    return mask[:, -shape[1] :]
+
+
+class TextMixin:
+    """to_tokens and its relatives, with TransformerLens's argument names."""
+
+    name: str
+    config: Config
+    cfg: LensConfig
+    tokenizer: Tokenizer | None
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer, or one clear message about what is missing."""
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{self.name} has no tokenizer.json in its folder, so it takes tokens, not text. "
+                "Copy tokenizer.json from the released checkpoint into the folder, or set "
+                "model.tokenizer = Tokenizer.o200k_harmony() (pip install gptoss-workbench[vocab])."
+            )
+        return self.tokenizer
+
+    def encode_batch(self, text: Text, padding_side: str | None = None) -> Batch:
+        """Text as padded rows with their mask (padded on the right unless told)."""
+        tokenizer = self.require_tokenizer()
+        rows = [tokenizer.encode(each) for each in ([text] if isinstance(text, str) else text)]
+        if not rows or not all(rows):
+            raise ValueError("input text is empty; there is nothing to run")
+        return pad(rows, self.pad_id, padding_side or "right")
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills padding (never seen by attention)."""
+        from_text = self.tokenizer.pad_id if self.tokenizer is not None else None
+        chosen = from_text if from_text is not None else self.config.pad_token_id
+        return chosen if chosen is not None and chosen < self.config.vocab_size else 0
+
+    def to_tokens(
+        self,
+        input: Text,
+        prepend_bos: bool = False,
+        padding_side: str | None = None,
+        move_to_device: bool = True,
+        truncate: bool = True,
+    ) -> Int[Tensor, "batch pos"]:
+        """Text to tokens; gpt-oss uses no BOS, `prepend_bos` puts <|startoftext|> in front."""
+        tokens = self.encode_batch(input, padding_side).tokens
+        if prepend_bos:
+            bos = self.require_tokenizer().id("<|startoftext|>")
+            if bos is None:
+                raise ValueError("prepend_bos: this vocabulary has no <|startoftext|>")
+            tokens = torch.cat([torch.full_like(tokens[:, :1], bos), tokens], 1)
+        if truncate:
+            tokens = tokens[:, : self.cfg.n_ctx]
+        return tokens.to(self.cfg.device) if move_to_device else tokens
+
+    def to_string(self, tokens: Tensor | list[int]) -> str | list[str]:
+        """Tokens to text; a [batch, pos] tensor gives one string a row."""
+        rows = torch.as_tensor(tokens)
+        if rows.ndim == 2:
+            return [self.require_tokenizer().decode(row.tolist()) for row in rows]
+        return self.require_tokenizer().decode(rows.reshape(-1).tolist())
+
+    def to_str_tokens(
+        self, input: Text | Tensor | list[int], prepend_bos: bool = False
+    ) -> list[str] | list[list[str]]:
+        """One display string a token; nested for several rows."""
+        tokenizer = self.require_tokenizer()
+        if isinstance(input, str):
+            return tokenizer.strings(self.to_tokens(input, prepend_bos)[0].tolist())
+        if isinstance(input, list) and input and isinstance(input[0], str):
+            return [tokenizer.strings(tokenizer.encode(each)) for each in input]  # pyright: ignore
+        rows = torch.as_tensor(input)
+        if rows.ndim == 2 and rows.shape[0] > 1:
+            return [tokenizer.strings(row.tolist()) for row in rows]
+        return tokenizer.strings(rows.reshape(-1).tolist())
+
+    def to_single_token(self, string: str) -> int:
+        """The one token a string is; raises when it is several."""
+        ids = self.require_tokenizer().encode(string)
+        if len(ids) != 1:
+            raise ValueError(f"{string!r} is {len(ids)} tokens, not one: {self.to_str_tokens(ids)}")
+        return ids[0]
+
+    def to_single_str_token(self, token: int) -> str:
+        """The display string of one token."""
+        return self.require_tokenizer().strings([int(token)])[0]
+
+    def read(
+        self,
+        input: Text | Tensor,
+        mask: Tensor | None = None,
+        padding_side: str | None = None,
+        prepend_bos: bool = False,
+    ) -> Batch:
+        """Check an input and turn it into tokens and mask on the model's device."""
+        if isinstance(input, str | list) and (isinstance(input, str) or isinstance(input[0], str)):
+            text = [input] if isinstance(input, str) else cast(list[str], input)
+            text = [f"<|startoftext|>{each}" for each in text] if prepend_bos else text
+            tokens, mask = self.encode_batch(text, padding_side)
+        else:
+            tokens = torch.as_tensor(input)
+        tokens = tokens[None] if tokens.ndim == 1 else tokens
+        if tokens.ndim != 2 or tokens.dtype.is_floating_point or tokens.dtype == torch.bool:
+            raise ValueError(
+                f"input: expected integer tokens [batch, pos]; got {tuple(tokens.shape)} "
+                f"of {tokens.dtype}"
+            )
+        if tokens.numel() == 0:
+            raise ValueError("input is empty; there is nothing to run")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"token {low if low < 0 else high} is out of range: the vocabulary has "
+                f"{self.config.vocab_size} tokens (0 to {self.config.vocab_size - 1})"
+            )
+        tokens = tokens.long().to(self.cfg.device)
+        return Batch(tokens, as_mask(mask, tokens.shape, tokens.device))
+
+    def input_size(self, input: Any, *_: Any, **kwargs: Any) -> InputSize:
+        """Size of a forward call, for the estimate made before a cache is filled."""
+        text = isinstance(input, str) or (isinstance(input, list) and isinstance(input[0], str))
+        shape = (self.encode_batch(input).tokens if text else torch.as_tensor(input)).shape
+        cache = kwargs.get("past_key_values")
+        batch, pos = shape[:2] if len(shape) > 1 else (1, shape[0])
+        return InputSize(batch, pos, 0 if cache is None else len(cache), self.cfg.device)
+
+    def check_length(self, longest: int) -> None:
+        """Refuse more tokens than the model knows positions for."""
+        limit = self.config.max_position_embeddings
+        if longest > limit:
+            raise ValueError(
+                f"prompt too long: {longest} tokens, but {self.name} knows {limit} positions. "
+                "Shorten it, or keep only its end."
+            )

@@ -1,0 +1,219 @@
+"""Running a model once and keeping what it showed as a Trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptoss_hooks import axes as glossary
+from gptoss_hooks.cache import act_name
+from gptoss_hooks.decompose import is_single, take
+from gptoss_hooks.root import PositionSlice
+from gptoss_workbench import harmony
+from gptoss_workbench.trace import PLACES, Context, Routing, Trace
+
+NameFilter = Callable[[str], bool] | str | Sequence[str | tuple[Any, ...]] | None
+INDICES, WEIGHTS, LOGITS = (
+    f"mlp.hook_{point}" for point in ("expert_indices", "expert_weights", "router_logits")
+)
+
+
+@dataclass
+class _Recorder:
+    """What the hooks of one run have kept so far."""
+
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    axes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def keep(self, tensor: Tensor, hook: Any, *, where: Any, device: Any) -> None:
+        """Copy the wanted places, so that nothing later in the run can change them."""
+        at = next(i for i, name in enumerate(hook.axes) if name in PLACES)
+        self.kept[hook.name] = take(tensor.detach(), where, at).to(device, copy=True)
+        self.axes[hook.name] = tuple(hook.axes)
+
+
+def trace_run(
+    model: Any,
+    tokens: Tensor,
+    mask: Tensor | None = None,
+    *,
+    names_filter: NameFilter = None,
+    pos_slice: Any = None,
+    routing: bool = True,
+    router_logits: bool = False,
+    device: str | torch.device = "cpu",
+) -> Trace:
+    """Run `model` on tokens [batch, pos] and keep routing and the named activations.
+
+    `names_filter` is None for no activations, one name or several (short forms too: "resid_post"
+    for every layer, ("resid_post", 5) for one), or a function of the name. `pos_slice` keeps a run
+    of neighbouring places. An interrupt leaves no hook behind and keeps what was finished at
+    `model.last_trace`.
+    """
+    mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
+    names = chosen_names(model, names_filter)
+    routers = router_names(model, router_logits) if routing else []
+    where = _neighbours(pos_slice, tokens.shape[1])
+    wanted = list(dict.fromkeys([*names, *routers]))
+    model.check_cache_fits(wanted, *tokens.shape, device, PositionSlice(where))
+    recorder = _Recorder()
+    keep = partial(recorder.keep, where=where, device=device)
+    build = partial(_trace, model, tokens.cpu(), mask.cpu(), recorder, names, where)
+    try:
+        with torch.no_grad(), model.recording(wanted, keep):
+            model(tokens, attention_mask=mask, return_type=None)
+    except KeyboardInterrupt as interrupt:
+        model.last_trace = build(complete=False, routing=routing)
+        done = len(model.last_trace.layers)
+        interrupt.add_note(f"the finished part ({done} layers) is kept at model.last_trace")
+        raise
+    return build(complete=True, routing=routing)
+
+
+def chosen_names(model: Any, names_filter: NameFilter) -> list[str]:
+    """Write a filter out as hook names; None chooses none."""
+    if names_filter is None:
+        return []
+    if callable(names_filter):
+        return [name for name in model.hook_dict if names_filter(name)]
+    given = [names_filter] if isinstance(names_filter, str) else names_filter
+    return list(dict.fromkeys(full for name in given for full in _full_names(model, name)))
+
+
+def _full_names(model: Any, key: str | tuple[Any, ...]) -> list[str]:
+    """Write one name out; a short name without a layer means that point in every layer."""
+    n_layers = model.cfg.n_layers
+    if not isinstance(key, str):
+        name, layer, *part = key
+        name = act_name(name, layer + n_layers if layer < 0 else layer, *part)
+        return [model.canonical_hook_name(name)]
+    every = [act_name(key, layer) for layer in range(n_layers)]
+    if act_name(key) not in model.hook_dict and every[0] in model.hook_dict:
+        return every
+    return [model.canonical_hook_name(act_name(key))]
+
+
+def router_names(model: Any, logits: bool) -> list[str]:
+    """Name the hook points that hold every router's choice."""
+    points = (INDICES, WEIGHTS, LOGITS) if logits else (INDICES, WEIGHTS)
+    return [f"blocks.{layer}.{p}" for layer in range(model.cfg.n_layers) for p in points]
+
+
+def _neighbours(pos_slice: Any, size: int) -> slice:
+    """Read a position slice as a run of neighbouring places."""
+    if pos_slice is None:
+        return slice(0, size)
+    at = take(torch.arange(size), pos_slice, 0).reshape(-1).tolist()
+    if not at or at != list(range(at[0], at[-1] + 1)):
+        what = "place" if is_single(pos_slice) else "run of neighbouring places"
+        raise ValueError(f"trace: expected pos_slice to be a {what} within {size}, got {pos_slice}")
+    return slice(at[0], at[-1] + 1)
+
+
+def _trace(
+    model: Any,
+    tokens: Tensor,
+    mask: Tensor,
+    recorder: _Recorder,
+    names: list[str],
+    where: slice,
+    *,
+    complete: bool,
+    routing: bool,
+) -> Trace:
+    """Put together what the hooks have kept."""
+    chosen = _routing(recorder.kept, model.cfg.n_layers) if routing else None
+    finished = [layer for layer in range(model.cfg.n_layers) if _done(recorder.kept, layer)]
+    strings, spans = _texts(model, tokens, mask)
+    whole = Context(tokens, mask, strings)
+    cut = where != slice(0, tokens.shape[1])
+    return Trace(
+        tokens=tokens[:, where],
+        mask=mask[:, where],
+        strings=strings and [row[where] for row in strings],
+        spans=spans and [row[where] for row in spans],
+        routing=chosen,
+        activations={name: recorder.kept[name] for name in names if name in recorder.kept},
+        axes={name: recorder.axes[name] for name in names if name in recorder.kept},
+        layers=tuple(finished if routing else _blocks(names, recorder.kept)),
+        places=tuple(range(where.start, where.stop)),
+        context=whole if cut else None,
+        config=json.loads(json.dumps(asdict(model.config))),
+        provenance=provenance(model, tokens, mask) | {"complete": complete},
+    )
+
+
+def _done(kept: dict[str, Tensor], layer: int) -> bool:
+    return f"blocks.{layer}.{WEIGHTS}" in kept
+
+
+def _blocks(names: list[str], kept: dict[str, Tensor]) -> list[int]:
+    found = {glossary.layer_of(name) for name in names if name in kept}
+    return sorted(layer for layer in found if layer is not None)
+
+
+def _routing(kept: dict[str, Tensor], n_layers: int) -> Routing | None:
+    """Stack the finished layers' choices; None when no layer was finished."""
+    layers = [layer for layer in range(n_layers) if _done(kept, layer)]
+    if not layers:
+        return None
+    experts, weights, logits = (
+        [kept[f"blocks.{i}.{point}"] for i in layers if f"blocks.{i}.{point}" in kept]
+        for point in (INDICES, WEIGHTS, LOGITS)
+    )
+    return Routing(
+        torch.stack(experts).to(torch.int16),
+        torch.stack(weights).float(),
+        torch.stack(logits).float() if len(logits) == len(layers) else None,
+    )
+
+
+def _texts(
+    model: Any, tokens: Tensor, mask: Tensor
+) -> tuple[list[list[str]] | None, list[harmony.Spans] | None]:
+    """Give the tokens' texts and spans where the model has a tokenizer."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return None, None
+    rows = tokens.tolist()
+    return (
+        [tokenizer.strings(row) for row in rows],
+        [harmony.spans(row, tokenizer) for row in rows],
+    )
+
+
+def provenance(model: Any, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Say what made a trace, without times, so that equal runs say the same."""
+    digest = hashlib.sha256(tokens.long().numpy().tobytes() + mask.numpy().tobytes())
+    dtype = getattr(model.cfg, "dtype", None)
+    return {
+        "model": getattr(model, "name", None),
+        "fingerprint": getattr(model, "fingerprint", None),
+        "tokens_sha256": digest.hexdigest(),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "backend": getattr(model, "backend", None),
+        "edits": [str(edit) for edit in getattr(model, "active_edits", ())],
+        "hooks": [name for name, point in model.hook_dict.items() if point.observed],
+        "seed": getattr(model, "seed", None),
+        "versions": {
+            "gptoss-workbench": _version("gptoss-workbench"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

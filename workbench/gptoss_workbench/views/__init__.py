@@ -1,0 +1,9 @@
+"""Pictures of a trace one can point at. Each is one self-contained piece of HTML; see `View`."""
+
+from .attention import attention
+from .experts import experts
+from .page import page
+from .snapshot import View
+from .tokens import tokens
+
+__all__ = ["View", "attention", "experts", "page", "tokens"]
