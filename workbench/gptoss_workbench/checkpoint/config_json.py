@@ -55,8 +55,8 @@ def _from_hf(raw: Raw) -> Config:
         rope_theta=theta,
         rope_scaling=scaling,
         max_position_embeddings=_need(raw, "max_position_embeddings"),
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-5),
-        swiglu_limit=raw.get("swiglu_limit", 7.0),
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
+        swiglu_limit=float(raw.get("swiglu_limit", 7.0)),
         eos_token_id=_token_ids(raw.get("eos_token_id")),
         pad_token_id=raw.get("pad_token_id"),
     )
@@ -86,7 +86,7 @@ def _from_original(raw: Raw) -> Config:
         rope_theta=float(_need(raw, "rope_theta")),
         rope_scaling=scaling if factor > 1 else None,
         max_position_embeddings=int(context * factor),
-        swiglu_limit=raw.get("swiglu_limit", 7.0),
+        swiglu_limit=float(raw.get("swiglu_limit", 7.0)),
     )
 
 

@@ -13,7 +13,7 @@ from gptoss_workbench.checkpoint.open import beside, resolve
 from gptoss_workbench.config import Config
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckpointInfo:
     """One checkpoint, described."""
 
@@ -51,7 +51,7 @@ class CheckpointInfo:
         plain = fields | {"folder": str(self.folder), "config": asdict(self.config)}
         return plain | {"complete": self.complete, "total_bytes": self.total_bytes}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = _rows(self)
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}".rstrip() for label, value in rows)

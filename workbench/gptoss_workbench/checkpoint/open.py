@@ -47,7 +47,7 @@ class Checkpoint:
         """Every tensor under its Hugging Face name, memory-mapped.
 
         Nothing is copied: pages are read when used and shared with other processes. The check for
-        NaN scales reads each scale once: 0.6 GB of the 20b, about half a second from the page
+        NaN scales reads each scale once: 0.6 GB of the 20b, a second or two from the page
         cache and as long as the disk takes otherwise.
         """
         tensors = map_tensors(self._entries())

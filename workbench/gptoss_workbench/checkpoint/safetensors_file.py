@@ -115,7 +115,7 @@ def write_file(file: Path, items: Iterable[tuple[str, Spec, Iterable[bytes | mem
 
 
 def spec_of(tensor: Tensor) -> Spec:
-    return Spec(NAMES[tensor.dtype], tuple(tensor.shape))
+    return Spec(NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
