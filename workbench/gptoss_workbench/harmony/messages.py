@@ -53,7 +53,7 @@ class Message:
         return [cls("developer" if role == "system" else role, content, **given)]
 
     def to_dict(self) -> dict[str, str | None]:
-        """Give the fields that are set, as a plain dict."""
+        """Give the fields that are set, as a plain dict; `from_dict` reads all but role system."""
         return {k: v for k, v in vars(self).items() if v is not None or k in ("role", "content")}
 
 

@@ -16,8 +16,8 @@ The text equals openai-harmony 0.0.8's, comment for comment:
 
     } // namespace functions
 
-The official chat template differs from it in small ways (no indentation of nested types,
-`[]` spelled `any[]` for long item types); tests name them.
+For flat parameters the official chat template writes the same; it puts nested types on one line,
+long item types as `any[]`, and a comma more behind a default.
 """
 
 from __future__ import annotations
