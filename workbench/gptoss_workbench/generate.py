@@ -73,12 +73,14 @@ class GenerateMixin(TextMixin, nn.Module):
         sampling = Sampling(do_sample, temperature, top_k, top_p, freq_penalty)
         sampling.check()
         kind = _result_kind(input, messages, return_type)
+        if kind in ("str", "strs"):
+            self.require_tokenizer()
         prompts = self._prompts(
             input, attention_mask, messages, prepend_bos,
             tools=tools, effort=effort, date=date,
         )  # fmt: skip
         if seed is None and sampling.do_sample:
-            seed = int(torch.seed() % (1 << 31))
+            seed = int(torch.randint(1 << 31, ()))
         stops = self._stops(stop_at_eos, eos_token_id)
         out = Generation(
             prompts, [[] for _ in prompts], ["length"] * len(prompts), self.pad_id, seed,
@@ -110,7 +112,7 @@ class GenerateMixin(TextMixin, nn.Module):
         mask, messages = options.pop("attention_mask", None), options.pop("messages", None)
         prompts = self._prompts(input, mask, messages, options.pop("prepend_bos", False), **options)
         if seed is None and sampling.do_sample:
-            seed = int(torch.seed() % (1 << 31))
+            seed = int(torch.randint(1 << 31, ()))
         empty: list[list[int]] = [[] for _ in prompts]
         reasons = ["length"] * len(prompts)
         out = Generation(prompts, empty, reasons, self.pad_id, seed, self.tokenizer)
@@ -132,8 +134,8 @@ class GenerateMixin(TextMixin, nn.Module):
             raise ValueError("generate: give either input= or messages=")
         if messages is not None:
             return [self.render(messages, **options)]
-        if any(value is not None for value in options.values()):
-            raise ValueError(f"generate: {', '.join(options)} need messages=, not a bare prompt")
+        if given := [name for name, value in options.items() if value is not None]:
+            raise ValueError(f"generate: {', '.join(given)}= is for messages=, not a bare prompt")
         batch = self.read(input, mask, "left", prepend_bos)
         return [row[keep].tolist() for row, keep in zip(batch.tokens, batch.mask, strict=True)]
 
@@ -249,4 +251,4 @@ def _as(kind: str, out: Generation, tokenizer: Tokenizer | None) -> Any:
     assert tokenizer is not None
     rows = zip(out.prompts, out.completions, strict=True)
     texts = [tokenizer.decode(prompt + completion) for prompt, completion in rows]
-    return texts if kind == "strs" else texts[0]
+    return texts if kind == "strs" or len(texts) > 1 else texts[0]

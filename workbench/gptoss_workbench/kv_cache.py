@@ -22,6 +22,8 @@ class LayerCache:
         self.k: Tensor | None = None
         self.v: Tensor | None = None
         self.positions: Tensor | None = None
+        self.seen = 0
+        """places stored so far, those that slid out of the window included"""
 
     def extend(
         self,
@@ -30,11 +32,13 @@ class LayerCache:
         positions: Int[Tensor, "batch pos"],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Append a chunk; returns all keys, values and positions the chunk may see."""
+        chunk = k.shape[1]
         if self.k is not None and self.v is not None and self.positions is not None:
             k = torch.cat([self.k, k], 1)
             v = torch.cat([self.v, v], 1)
             positions = torch.cat([self.positions, positions], 1)
         self._keep(k, v, positions)
+        self.seen += chunk
         return k, v, positions
 
     def _keep(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
@@ -62,17 +66,25 @@ class KVCache:
         ]
         self.lengths: Tensor | None = None
         """[batch] real tokens seen by each row"""
+        self.seen = 0
+        """places seen by all layers, padding included"""
 
     def __len__(self) -> int:
         return 0 if self.lengths is None else int(self.lengths.max())
 
     def positions(self, mask: Tensor) -> Int[Tensor, "batch pos"]:
         """Positions of a new chunk's real tokens (padding: -1)."""
+        if any(layer.seen != self.seen for layer in self.layers):
+            raise ValueError(
+                "KVCache: an interrupted or partial run left this cache half written; "
+                "start again with model.new_cache()"
+            )
         start = 0 if self.lengths is None else self.lengths[:, None]
         return (mask.long().cumsum(1) - 1 + start).masked_fill(~mask, PAD)
 
     def advance(self, mask: Tensor) -> None:
         """Count a chunk as seen, once all layers have stored it."""
+        self.seen += mask.shape[1]
         seen = mask.long().sum(1)
         self.lengths = seen if self.lengths is None else self.lengths + seen
 

@@ -66,23 +66,33 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with sinks; every second layer sees only a sliding window."""
+    """Grouped-query attention with sinks; every second layer sees only a sliding window.
 
-    def __init__(self, config: Config, layer: int, tensors: Mapping[str, Tensor], ops: Backend):
+    W_Q ... b_O are views of the stored weights per head, in the activations' dtype.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        layer: int,
+        tensors: Mapping[str, Tensor],
+        ops: Backend,
+        dtype: torch.dtype,
+    ):
         super().__init__()
-        self.layer, self.ops = layer, ops
+        self.layer, self.ops, self.dtype = layer, ops, dtype
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         sliding = config.layer_types[layer] == "sliding_attention"
         self.window = config.sliding_window if sliding else None
         name = f"model.layers.{layer}.self_attn"
         self.hook_q_input = HookPoint("batch", "pos", "head", "d_model", on_request=True)
-        self.hook_k_input = HookPoint("batch", "pos", "kv_head", "d_model", on_request=True)
-        self.hook_v_input = HookPoint("batch", "pos", "kv_head", "d_model", on_request=True)
         self.q_proj = Projection(tensors, f"{name}.q_proj")
-        self.k_proj = Projection(tensors, f"{name}.k_proj")
-        self.v_proj = Projection(tensors, f"{name}.v_proj")
         self.hook_q = HookPoint("batch", "pos", "head", "d_head")
+        self.hook_k_input = HookPoint("batch", "pos", "kv_head", "d_model", on_request=True)
+        self.k_proj = Projection(tensors, f"{name}.k_proj")
         self.hook_k = HookPoint("batch", "pos", "kv_head", "d_head")
+        self.hook_v_input = HookPoint("batch", "pos", "kv_head", "d_model", on_request=True)
+        self.v_proj = Projection(tensors, f"{name}.v_proj")
         self.hook_v = HookPoint("batch", "pos", "kv_head", "d_head")
         self.hook_rot_q = HookPoint("batch", "pos", "head", "d_head")
         self.hook_rot_k = HookPoint("batch", "pos", "kv_head", "d_head")
@@ -140,6 +150,8 @@ class Attention(nn.Module):
         copies = residual[:, :, None].repeat(1, 1, heads, 1)  # [batch, pos, head, d_model]
         watched = Watched(copies)
         seen = point(copies)
+        if not point.edited_or_differentiated:
+            return y
         each = self.ops.rms_norm(seen.flatten(1, 2), norm.weight, norm.eps).unflatten(
             1, (-1, heads)
         )
@@ -161,35 +173,35 @@ class Attention(nn.Module):
 
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
-        return self.q_proj.weight.unflatten(0, (self.heads, -1)).mT
+        return self.q_proj.weight.unflatten(0, (self.heads, -1)).mT.to(self.dtype)
 
     @property
     def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
-        return self.k_proj.weight.unflatten(0, (self.kv_heads, -1)).mT
+        return self.k_proj.weight.unflatten(0, (self.kv_heads, -1)).mT.to(self.dtype)
 
     @property
     def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
-        return self.v_proj.weight.unflatten(0, (self.kv_heads, -1)).mT
+        return self.v_proj.weight.unflatten(0, (self.kv_heads, -1)).mT.to(self.dtype)
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        return self.o_proj.weight.mT.unflatten(0, (self.heads, -1))
+        return self.o_proj.weight.mT.unflatten(0, (self.heads, -1)).to(self.dtype)
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:
-        return self.q_proj.bias.unflatten(0, (self.heads, -1))
+        return self.q_proj.bias.unflatten(0, (self.heads, -1)).to(self.dtype)
 
     @property
     def b_K(self) -> Float[Tensor, "kv_head d_head"]:
-        return self.k_proj.bias.unflatten(0, (self.kv_heads, -1))
+        return self.k_proj.bias.unflatten(0, (self.kv_heads, -1)).to(self.dtype)
 
     @property
     def b_V(self) -> Float[Tensor, "kv_head d_head"]:
-        return self.v_proj.bias.unflatten(0, (self.kv_heads, -1))
+        return self.v_proj.bias.unflatten(0, (self.kv_heads, -1)).to(self.dtype)
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:
-        return self.o_proj.bias
+        return self.o_proj.bias.to(self.dtype)
 
 
 class ExpertLayer(nn.Module):
@@ -270,14 +282,21 @@ class Block(nn.Module):
     hook_out_is_single_residual_stream = True
     """What TransformerLens's lenses ask a block: its output is the residual stream itself."""
 
-    def __init__(self, config: Config, layer: int, tensors: Mapping[str, Tensor], ops: Backend):
+    def __init__(
+        self,
+        config: Config,
+        layer: int,
+        tensors: Mapping[str, Tensor],
+        ops: Backend,
+        dtype: torch.dtype,
+    ):
         super().__init__()
         name, eps = f"model.layers.{layer}", config.rms_norm_eps
         stream = ("batch", "pos", "d_model")
         self.hook_resid_pre = HookPoint(*stream, shared=True)
         self.hook_attn_in = HookPoint(*stream, shared=True, on_request=True)
         self.ln1 = Norm(tensors[f"{name}.input_layernorm.weight"], eps, ops)
-        self.attn = Attention(config, layer, tensors, ops)
+        self.attn = Attention(config, layer, tensors, ops, dtype)
         self.hook_attn_out = HookPoint(*stream)
         self.hook_resid_mid = HookPoint(*stream, shared=True)
         self.hook_mlp_in = HookPoint(*stream, shared=True, on_request=True)

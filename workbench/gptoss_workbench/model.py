@@ -92,7 +92,7 @@ class GptOss(WeightViews, GenerateMixin, HookedRoot):
         self.n_layers = config.num_hidden_layers
         self.embed = Embed(tensors["model.embed_tokens.weight"], dtype)
         self.hook_embed = HookPoint("batch", "pos", "d_model", shared=True)
-        blocks = nn.ModuleList(Block(config, i, tensors, ops) for i in range(self.n_layers))
+        blocks = nn.ModuleList(Block(config, i, tensors, ops, dtype) for i in range(self.n_layers))
         self.blocks = cast(Sequence[Block], blocks)
         self.ln_final = Norm(tensors["model.norm.weight"], config.rms_norm_eps, ops)
         self.unembed = Unembed(tensors["lm_head.weight"], ops)
