@@ -1,0 +1,45 @@
+"""Backends: one table of bodies, chosen in one place."""
+
+import inspect
+
+import pytest
+
+from gptoss_kernels import attention, linear, moe, rms_norm, rope, route, unembed
+from gptoss_kernels.backend import NAMES, REFERENCE, Backend, available, select
+
+
+def test_the_reference_is_always_there():
+    assert "reference" in available("cpu")
+    assert select("reference") is REFERENCE
+
+
+def test_the_reference_holds_the_plain_bodies():
+    assert Backend(
+        "reference", rms_norm.rms_norm, linear.linear, rope.rotate, attention.attention,
+        route.choose, route.weigh, moe.moe, unembed.unembed,
+    ) == REFERENCE  # fmt: skip
+
+
+def test_without_a_name_the_fastest_is_taken():
+    assert select().name == available()[0]
+    assert list(available()) == sorted(available(), key=NAMES.index)
+
+
+def test_every_backend_has_the_signatures_of_the_reference():
+    for name in available():
+        for field in Backend._fields[1:]:
+            body, plain = getattr(select(name), field), getattr(REFERENCE, field)
+            assert list(inspect.signature(body).parameters) == list(
+                inspect.signature(plain).parameters
+            ), (name, field)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'cuda' is unknown; choose one of native, triton, ref"):
+        select("cuda")
+
+
+def test_a_backend_this_machine_lacks_says_so():
+    for name in set(NAMES) - set(available("cpu")):
+        with pytest.raises(ValueError, match=f"'{name}' is not available on cpu.*backend=None"):
+            select(name, "cpu")
