@@ -22,6 +22,8 @@ GLOSSARY: dict[str, str] = {
     "d_ff": "the neurons of one expert",
     "layer": "the blocks, from the embedding upwards",
     "vocab": "tokens of the vocabulary",
+    "part": "what the residual stream is the sum of, stacked first",
+    "pair": "tokens that two traces share",
     "latent": "the features of a sparse autoencoder",
     "one": "an axis of length one, kept so that the tensor broadcasts",
 }

@@ -16,12 +16,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 SliceInput: TypeAlias = Any
 """None, an int (drops the axis), a slice, a tuple as for slice(), or a list or tensor of places;
 also any object with `.apply(tensor, dim=)`, such as a TransformerLens Slice."""
-Stack: TypeAlias = Tensor | tuple[Tensor, list[str]]
+Parts: TypeAlias = Float[Tensor, "part ... d_model"]
+Labelled: TypeAlias = Parts | tuple[Parts, list[str]]
+Tokens: TypeAlias = str | int | Int[Tensor, "..."]
 
 
 def is_single(which: SliceInput) -> bool:
@@ -89,7 +92,7 @@ class Decomposition:
         pos_slice: SliceInput = None,
         mlp_input: bool = False,
         return_labels: bool = False,
-    ) -> Stack:
+    ) -> Labelled:
         """Stack the residual stream before each layer up to `layer`, the last before unembedding.
 
         With `apply_ln` the final stream's norm is taken of every entry anew (the logit lens); for
@@ -124,7 +127,7 @@ class Decomposition:
         pos_slice: SliceInput = None,
         incl_embeds: bool = True,
         return_labels: bool = False,
-    ) -> Stack:
+    ) -> Labelled:
         """Stack what the embedding, attention and mlp of every layer before `layer` wrote."""
         if mode not in ("all", "mlp", "attn"):
             raise ValueError(f'decompose_resid: expected mode "all", "mlp" or "attn", got {mode!r}')
@@ -153,7 +156,7 @@ class Decomposition:
         incl_remainder: bool = False,
         pos_slice: SliceInput = None,
         apply_ln: bool = False,
-    ) -> Stack:
+    ) -> Labelled:
         """Stack what each head of the layers before `layer` wrote, as "L0H0", "L0H1", ...
 
         Cached `hook_result`s are used where kept, else z @ W_O is computed for the asked places
@@ -181,7 +184,7 @@ class Decomposition:
         apply_ln: bool = False,
         pos_slice: SliceInput = None,
         return_labels: bool = False,
-    ) -> Stack:
+    ) -> Labelled:
         """Stack heads, mlps, the embedding and the summed b_O: all parts of the stream at `layer`.
 
         Neurons belong to experts here and every token has its own, so `expand_neurons` is refused.
@@ -210,7 +213,7 @@ class Decomposition:
 
     def stack_activation(
         self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
-    ) -> Tensor:
+    ) -> Float[Tensor, "layer ..."] | Int[Tensor, "layer ..."]:
         """Stack one activation over the layers before `layer`."""
         upto = self._upto(layer, "stack_activation")
         return torch.stack([self[activation_name, at, sublayer_type] for at in range(upto)])
@@ -222,7 +225,7 @@ class Decomposition:
             if name not in self.cache_dict:
                 self.cache_dict[name] = self._head_results(at, None)
 
-    def _head_results(self, layer: int, pos_slice: SliceInput) -> Tensor:
+    def _head_results(self, layer: int, pos_slice: SliceInput) -> Float[Tensor, "... head d_model"]:
         """Give one layer's [batch, pos, head, d_model] writes, in float32."""
         kept = self.cache_dict.get(f"blocks.{layer}.attn.hook_result")
         if kept is not None:
@@ -231,20 +234,20 @@ class Decomposition:
         w_o = self.model.blocks[layer].attn.W_O.to(z.device)
         return torch.einsum("...nh,nhd->...nd", z.float(), w_o.float())
 
-    def _no_parts(self, pos_slice: SliceInput) -> Tensor:
+    def _no_parts(self, pos_slice: SliceInput) -> Parts:
         stream = take(self["resid_pre", 0], pos_slice, -2)
         return stream.new_zeros(0, *stream.shape)
 
     def apply_ln_to_stack(
         self,
-        residual_stack: Tensor,
+        residual_stack: Parts,
         layer: int | None = None,
         mlp_input: bool = False,
         pos_slice: SliceInput = None,
         batch_slice: SliceInput = None,
         has_batch_dim: bool = True,
         recompute_ln: bool = False,
-    ) -> Tensor:
+    ) -> Parts:
         """Give each part's share of a norm's output: part / cached scale * weight, in float32.
 
         The shares of all parts sum to `hook_out` of that norm: `ln_final` for None and n_layers,
@@ -277,13 +280,13 @@ class Decomposition:
 
     def logit_attrs(
         self,
-        residual_stack: Tensor,
-        tokens: str | int | Tensor,
-        incorrect_tokens: str | int | Tensor | None = None,
+        residual_stack: Parts,
+        tokens: Tokens,
+        incorrect_tokens: Tokens | None = None,
         pos_slice: SliceInput = None,
         batch_slice: SliceInput = None,
         has_batch_dim: bool | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "part ..."]:
         """Give each part's contribution to the tokens' logits, or to a logit difference.
 
             parts, labels = cache.decompose_resid(return_labels=True)
@@ -310,7 +313,7 @@ class Decomposition:
             directions = directions.unsqueeze(-2)
         return (stack * directions.to(stack.device)).sum(-1)
 
-    def _directions(self, tokens: str | int | Tensor) -> Tensor:
+    def _directions(self, tokens: Tokens) -> Float[Tensor, "... d_model"]:
         return self.model.tokens_to_residual_directions(tokens).float()
 
 

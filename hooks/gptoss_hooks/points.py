@@ -23,6 +23,7 @@ class _Attached(NamedTuple):
     function: HookFunction
     permanent: bool
     reads_only: bool
+    level: int | None
 
 
 class HookPoint(nn.Module):
@@ -61,21 +62,17 @@ class HookPoint(nn.Module):
     @property
     def observed(self) -> bool:
         """Whether anything looks at this point: a function, a torch hook or a running trace."""
-        return bool(
-            self._forward_functions
-            or self._backward_functions
-            or self._forward_hooks
-            or self._forward_pre_hooks
-            or self._backward_hooks
-            or self._backward_pre_hooks
-        ) or traced(self)
+        return bool(self._forward_functions) or self._may_edit()
 
     @property
     def edited_or_differentiated(self) -> bool:
         """Whether anything but a read-only recorder looks: it may ask for gradients."""
+        return any(not a.reads_only for a in self._forward_functions) or self._may_edit()
+
+    def _may_edit(self) -> bool:
+        """Whether a backward function, a torch hook or a running trace is here."""
         return bool(
-            any(not a.reads_only for a in self._forward_functions)
-            or self._backward_functions
+            self._backward_functions
             or self._forward_hooks
             or self._forward_pre_hooks
             or self._backward_hooks
@@ -103,7 +100,7 @@ class HookPoint(nn.Module):
         if dir not in ("fwd", "bwd"):
             raise ValueError(f"add_hook: dir is 'fwd' or 'bwd'; got {dir!r}")
         functions = self._forward_functions if dir == "fwd" else self._backward_functions
-        attached = _Attached(hook, is_permanent, reads_only)
+        attached = _Attached(hook, is_permanent, reads_only, level)
         functions.insert(0 if prepend else len(functions), attached)
 
         def detach() -> None:
@@ -111,14 +108,21 @@ class HookPoint(nn.Module):
 
         return detach
 
-    def remove_hooks(self, dir: str = "both", including_permanent: bool = False) -> None:
-        """Detach functions of one direction ('fwd', 'bwd') or of both."""
+    def remove_hooks(
+        self, dir: str = "both", including_permanent: bool = False, level: int | None = None
+    ) -> None:
+        """Detach functions of one direction ('fwd', 'bwd') or of both; with a level, only its."""
+
+        def stays(attached: _Attached) -> bool:
+            other_level = level is not None and attached.level != level
+            return other_level or (attached.permanent and not including_permanent)
+
         for name, functions in (
             ("fwd", self._forward_functions),
             ("bwd", self._backward_functions),
         ):
             if dir in (name, "both"):
-                functions[:] = [a for a in functions if a.permanent and not including_permanent]
+                functions[:] = [a for a in functions if stays(a)]
 
     def clear_context(self) -> None:
         """Forget what hook functions kept in `ctx`."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from gptoss_hooks import memory, names
-from gptoss_hooks.cache import ActivationCache
+from gptoss_hooks.cache import ActivationCache, act_name
 from gptoss_hooks.points import HookFunction, HookPoint
 
-NameFilter = str | Sequence[str] | Callable[[str], bool] | None
+NameFilter = str | Sequence[str | tuple[Any, ...]] | Callable[[str], bool] | None
 Hooks = Iterable[tuple[str | Callable[[str], bool], HookFunction]]
 
 
@@ -100,8 +100,20 @@ class HookedRoot(nn.Module):
         if callable(names_filter):
             return [name for name in self.hook_dict if names_filter(name)]
         wanted = [names_filter] if isinstance(names_filter, str) else names_filter
-        chosen = {self.canonical_hook_name(name) for name in wanted}
+        chosen = {full for name in wanted for full in self.full_names(name)}
         return [name for name in self.hook_dict if name in chosen]
+
+    def full_names(self, name: str | tuple[Any, ...]) -> list[str]:
+        """What one entry of a filter means: a full name, an alias, ("resid_post", 5), or a short
+        name without a layer, which means that point in every layer."""
+        if not isinstance(name, str):
+            short, layer, *part = name
+            layer = layer + self.n_layers if layer is not None and layer < 0 else layer
+            return [self.canonical_hook_name(act_name(short, layer, *part))]
+        every = [act_name(name, layer) for layer in range(self.n_layers)]
+        if act_name(name) not in self.hook_dict and every[0] in self.hook_dict:
+            return every
+        return [self.canonical_hook_name(act_name(name))]
 
     def _kept(self, name: str) -> bool:
         return not self.hook_dict[name].on_request
@@ -153,9 +165,9 @@ class HookedRoot(nn.Module):
         including_permanent: bool = False,
         level: int | None = None,
     ) -> None:
-        """Detach every function that is not permanent."""
+        """Detach every function that is not permanent (with a level, only those added at it)."""
         for point in self.hook_dict.values():
-            point.remove_hooks(direction, including_permanent)
+            point.remove_hooks(direction, including_permanent, level)
             if clear_contexts:
                 point.clear_context()
 
@@ -230,6 +242,8 @@ class HookedRoot(nn.Module):
 
         Raises MemoryError before it starts when what would be kept does not fit.
         """
+        if not reset_hooks_end:
+            raise ValueError("run_with_cache always takes its own hooks off; use add_hook to stay")
         where = PositionSlice(pos_slice)
         kept: dict[str, Tensor] = {}
         at = {name: i for i, name in enumerate(self.hook_names(names_filter))}

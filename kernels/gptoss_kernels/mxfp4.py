@@ -71,7 +71,7 @@ def pack(
     exponent = (torch.frexp(largest).exponent - 3).clamp(-127, 127)
     scaled = torch.ldexp(blocked, -exponent[..., None]).abs()
     grid = torch.tensor(E2M1, dtype=torch.float64, device=weight.device)
-    code = torch.bucketize(scaled, (grid[1:] + grid[:-1]) / 2)
+    code = torch.bucketize(scaled.contiguous(), (grid[1:] + grid[:-1]) / 2)
     code = (code + 8 * torch.signbit(blocked)).to(torch.uint8)
     return code[..., 0::2] | (code[..., 1::2] << 4), (exponent + 127).to(torch.uint8)
 

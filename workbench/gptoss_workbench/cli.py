@@ -158,7 +158,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _load(source: str | None) -> Any:
-    from gptoss_workbench.load import load
+    from gptoss_workbench import load
 
     return load(source)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptoss_workbench.load import load
+from gptoss_workbench import load
 from gptoss_workbench.views.page import trace_page
 
 QUESTION = "Given E is 7. B is 1. G is B plus E. Find G?"

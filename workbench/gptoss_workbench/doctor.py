@@ -52,7 +52,7 @@ def _lab() -> Finding:
 
 def _nano() -> Finding:
     """Load the embedded model and let it write one token."""
-    from gptoss_workbench.load import load
+    from gptoss_workbench import load
 
     start = time.perf_counter()
     try:

@@ -4,11 +4,12 @@
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gptoss_hooks.root import HookedRoot
 from gptoss_workbench import harmony
 from gptoss_workbench.generation import Generation, Piece, Texts
 from gptoss_workbench.kv_cache import KVCache
@@ -16,8 +17,19 @@ from gptoss_workbench.sampling import Draw, Sampling
 from gptoss_workbench.text import Text, TextMixin, pad
 from gptoss_workbench.tokenizer import Tokenizer
 
+INTERRUPTED = "interrupted"
 
-class GenerateMixin(TextMixin, nn.Module):
+
+class _End(NamedTuple):
+    """Where one row stops."""
+
+    stops: frozenset[int]
+    max_new_tokens: int
+    room: int
+    """tokens the context still has place for"""
+
+
+class GenerateMixin(TextMixin, HookedRoot):
     """`generate` and `stream`, with TransformerLens's argument names."""
 
     generation_config: dict[str, Any]
@@ -44,6 +56,8 @@ class GenerateMixin(TextMixin, nn.Module):
         padding_side: str | None = None,
         return_type: str | None = "input",
         verbose: bool = False,
+        return_cache: bool = False,
+        names_filter: Any = None,
         *,
         attention_mask: Tensor | None = None,
         messages: Any = None,
@@ -64,70 +78,92 @@ class GenerateMixin(TextMixin, nn.Module):
             stop_at_eos: stop a row at <|return|>, <|call|>, <|endoftext|> or the config's eos.
             temperature: 0 is greedy, as is do_sample=False.
             return_type: "input" (same kind as the input), "tokens", "str" or "generation".
+            return_cache: return (result, ActivationCache), from one clean pass over the whole text.
             seed: of sampling; drawn and kept in the Generation when None.
             stream: called with every Piece as it is drawn.
             chunk: prompt tokens run at a time.
 
         On KeyboardInterrupt what was written so far is kept in `model.last_generation`.
         """
-        sampling = Sampling(do_sample, temperature, top_k, top_p, freq_penalty)
-        sampling.check()
         kind = _result_kind(input, messages, return_type)
         if kind in ("str", "strs"):
             self.require_tokenizer()
+        sampling = Sampling(do_sample, temperature, top_k, top_p, freq_penalty)
         prompts = self._prompts(
             input, attention_mask, messages, prepend_bos,
             tools=tools, effort=effort, date=date,
         )  # fmt: skip
-        if seed is None and sampling.do_sample:
-            seed = int(torch.randint(1 << 31, ()))
         stops = self._stops(stop_at_eos, eos_token_id)
-        out = Generation(
-            prompts, [[] for _ in prompts], ["length"] * len(prompts), self.pad_id, seed,
-            self.tokenizer,
-        )  # fmt: skip
-        self.last_generation = out
+        out = self._begin(prompts, sampling, seed)
         show = _Shower(self.tokenizer, stream, verbose, len(prompts))
         try:
             steps = self._steps(out, max_new_tokens, sampling, stops, use_past_kv_cache, chunk)
             for drawn in steps:
                 show(drawn)
         except KeyboardInterrupt as interrupt:
-            out.stopped = [why or "interrupted" for why in _ended(out, stops)]
             interrupt.add_note("what was generated so far is in model.last_generation")
             raise
-        return _as(kind, out, self.tokenizer)
+        result = _as(kind, out, self.tokenizer)
+        return (result, self._recomputed(out, names_filter)) if return_cache else result
 
-    def stream(self, input: Any = None, max_new_tokens: int = 10, **options: Any):
-        """Yield a Piece for every token as it is drawn; options are those of `generate`.
+    def stream(
+        self,
+        input: Text | Tensor | None = None,
+        max_new_tokens: int = 10,
+        stop_at_eos: bool = True,
+        eos_token_id: int | list[int] | None = None,
+        do_sample: bool = False,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        freq_penalty: float = 0.0,
+        *,
+        attention_mask: Tensor | None = None,
+        messages: Any = None,
+        tools: Any = None,
+        effort: str | None = None,
+        date: str | None = None,
+        seed: int | None = None,
+        chunk: int = 1024,
+    ) -> Iterator[Piece]:
+        """Yield a Piece for every token as it is drawn; arguments are those of `generate`.
 
         for piece in model.stream(messages=[...], max_new_tokens=100): print(piece.text, end="")
         """
-        names = ("do_sample", "temperature", "top_k", "top_p", "freq_penalty")
-        sampling = Sampling(**{n: options.pop(n) for n in names if n in options})
-        sampling.check()
-        seed, chunk = options.pop("seed", None), options.pop("chunk", 1024)
-        stop, eos = options.pop("stop_at_eos", True), options.pop("eos_token_id", None)
-        stops = self._stops(stop, eos)
-        mask, messages = options.pop("attention_mask", None), options.pop("messages", None)
-        prompts = self._prompts(input, mask, messages, options.pop("prepend_bos", False), **options)
-        if seed is None and sampling.do_sample:
-            seed = int(torch.randint(1 << 31, ()))
-        empty: list[list[int]] = [[] for _ in prompts]
-        reasons = ["length"] * len(prompts)
-        out = Generation(prompts, empty, reasons, self.pad_id, seed, self.tokenizer)
-        self.last_generation = out
+        sampling = Sampling(do_sample, temperature, top_k, top_p, freq_penalty)
+        prompts = self._prompts(
+            input, attention_mask, messages, tools=tools, effort=effort, date=date
+        )
+        stops = self._stops(stop_at_eos, eos_token_id)
+        out = self._begin(prompts, sampling, seed)
         texts = Texts(self.tokenizer, len(prompts))
         for drawn in self._steps(out, max_new_tokens, sampling, stops, True, chunk):
             for row, token in drawn:
                 yield Piece(row, token, texts.add(row, token))
+
+    def _recomputed(self, out: Generation, names_filter: Any) -> Any:
+        """Activations of prompts and completions, from one clean forward pass."""
+        with torch.no_grad():
+            return self.run_with_cache(
+                out.tokens, attention_mask=out.mask, return_type=None, names_filter=names_filter
+            )[1]
+
+    def _begin(self, prompts: list[list[int]], sampling: Sampling, seed: int | None) -> Generation:
+        """An empty result, kept in `last_generation` while it is filled."""
+        sampling.check()
+        if seed is None and sampling.do_sample:
+            seed = int(torch.randint(1 << 31, ()))
+        rows = [INTERRUPTED] * len(prompts)
+        out = Generation(prompts, [[] for _ in prompts], rows, self.pad_id, seed, self.tokenizer)
+        self.last_generation = out
+        return out
 
     def _prompts(
         self,
         input: Any,
         mask: Tensor | None,
         messages: Any,
-        prepend_bos: bool,
+        prepend_bos: bool = False,
         **options: Any,
     ) -> list[list[int]]:
         if (input is None) == (messages is None):
@@ -137,7 +173,10 @@ class GenerateMixin(TextMixin, nn.Module):
         if given := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"generate: {', '.join(given)}= is for messages=, not a bare prompt")
         batch = self.read(input, mask, "left", prepend_bos)
-        return [row[keep].tolist() for row, keep in zip(batch.tokens, batch.mask, strict=True)]
+        rows = [row[keep].tolist() for row, keep in zip(batch.tokens, batch.mask, strict=True)]
+        if [] in rows:
+            raise ValueError(f"generate: row {rows.index([])} is nothing but padding")
+        return rows
 
     def _stops(self, stop: bool, eos: int | list[int] | None) -> frozenset[int]:
         if not stop:
@@ -159,36 +198,39 @@ class GenerateMixin(TextMixin, nn.Module):
         chunk: int,
     ) -> Iterator[list[tuple[int, int]]]:
         """Draw tokens step by step into `out`; yields (row, token) of rows still running."""
-        batch = pad(out.prompts, self.pad_id, "left")
-        tokens, mask = (each.to(self.cfg.device) for each in batch)
-        longest = max(map(len, out.prompts))
-        self.check_length(longest)
-        room = self.config.max_position_embeddings - longest
+        if max_new_tokens < 0 or chunk < 1:
+            raise ValueError(
+                "generate: max_new_tokens must be >= 0 and chunk must be >= 1; "
+                f"got {max_new_tokens} and {chunk}"
+            )
+        tokens, mask = (each.to(self.cfg.device) for each in pad(out.prompts, self.pad_id, "left"))
+        limit = self.config.max_position_embeddings
+        self.check_length(max(map(len, out.prompts)))
+        ends = [_End(stops, max_new_tokens, limit - len(prompt)) for prompt in out.prompts]
+        out.stopped = [self._why(end, []) for end in ends]
         draw = Draw(sampling, out.seed, len(out.prompts))
-        running = [True] * len(out.prompts)
         cache = KVCache(self.config) if use_cache else None
-        for _ in range(min(max_new_tokens, room)):
+        while running := [row for row, why in enumerate(out.stopped) if why == INTERRUPTED]:
             with torch.no_grad():
                 logits = self._next_logits(tokens, mask, cache, chunk)
                 chosen = draw(logits, out.completions)
-            drawn = [(row, chosen[row]) for row, on in enumerate(running) if on]
-            for row, token in drawn:
-                out.completions[row].append(token)
-                if token in stops:
-                    running[row] = False
-                    out.stopped[row] = self._shown(token)
-            yield drawn
-            if not any(running):
-                return
-            was_on = torch.zeros(len(running), 1, dtype=torch.bool, device=mask.device)
-            was_on[[row for row, _ in drawn]] = True
+            for row in running:
+                out.completions[row].append(chosen[row])
+                out.stopped[row] = self._why(ends[row], out.completions[row])
+            yield [(row, chosen[row]) for row in running]
+            was_on = torch.zeros_like(mask[:, :1])
+            was_on[running] = True
             step = torch.tensor(chosen, device=tokens.device)[:, None]
             tokens = step if use_cache else torch.cat([tokens, step], 1)
             mask = was_on if use_cache else torch.cat([mask, was_on], 1)
-        if room < max_new_tokens:
-            out.stopped = [
-                "context" if on else why for on, why in zip(running, out.stopped, strict=True)
-            ]
+
+    def _why(self, end: _End, written: list[int]) -> str:
+        """Why a row is at its end; while it is not, what an interrupt would leave there."""
+        if written and written[-1] in end.stops:
+            return self._shown(written[-1])
+        if len(written) == end.max_new_tokens:
+            return "length"
+        return "context" if len(written) == end.room else INTERRUPTED
 
     def _next_logits(self, tokens: Tensor, mask: Tensor, cache: Any, chunk: int) -> Tensor:
         """Logits [batch, vocab] after the last token, the prompt taken `chunk` tokens at a time."""
@@ -220,11 +262,6 @@ class _Shower:
                 self.callback(piece)
             if self.verbose and row == 0:
                 print(piece.text, end="", flush=True)
-
-
-def _ended(out: Generation, stops: frozenset[int]) -> list[str | None]:
-    done = zip(out.completions, out.stopped, strict=True)
-    return [why if row and row[-1] in stops else None for row, why in done]
 
 
 def _result_kind(input: Any, messages: Any, return_type: str | None) -> str:

@@ -46,7 +46,7 @@ class LayerCache:
         if reach is None or k.shape[1] <= reach:
             self.k, self.v, self.positions = k, v, positions
             return
-        if bool((positions[:, -reach:] == PAD).any()) if reach else False:
+        if reach and bool((positions[:, -reach:] == PAD).any()):
             order = torch.argsort(positions, dim=1, stable=True)[:, -reach:]
             rows = torch.arange(k.shape[0], device=k.device)[:, None]
             self.k, self.v, self.positions = k[rows, order], v[rows, order], positions[rows, order]

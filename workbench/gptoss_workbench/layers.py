@@ -31,14 +31,12 @@ def looks(*points: HookPoint) -> list[HookPoint | None]:
     return [point if point.observed else None for point in points]
 
 
-def stand_in(fused: Tensor, parts: Tensor, edited: bool) -> Tensor:
-    """The fused result, unless the parts it is made of were edited.
+def moved(fused: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """A fused result, moved by what an edit of its parts changed (float32).
 
-    Values stay those of the fused body bit for bit; gradients flow through the parts.
+    Parts that were only looked at leave it as it is, bit for bit; gradients reach them still.
     """
-    if edited:
-        return parts
-    return fused.detach() + (parts - parts.detach()) if parts.requires_grad else fused
+    return (fused.float() + (after - before)).to(fused.dtype)
 
 
 class Projection(nn.Module):
@@ -148,17 +146,16 @@ class Attention(nn.Module):
         if not point.observed:
             return y
         copies = residual[:, :, None].repeat(1, 1, heads, 1)  # [batch, pos, head, d_model]
-        watched = Watched(copies)
-        seen = point(copies)
         if not point.edited_or_differentiated:
+            point(copies)
             return y
-        each = self.ops.rms_norm(seen.flatten(1, 2), norm.weight, norm.eps).unflatten(
-            1, (-1, heads)
-        )
-        weight = proj.weight.float().unflatten(0, (heads, -1))  # [head, d_head, d_model]
-        split = torch.einsum("bpnd,nhd->bpnh", each.float(), weight)
-        split = split + proj.bias.float().unflatten(0, (heads, -1))
-        return stand_in(y, split.to(y.dtype), watched.changed(seen))
+
+        def split(inputs: Tensor) -> Tensor:
+            each = self.ops.rms_norm(inputs.flatten(1, 2), norm.weight, norm.eps)
+            weight = proj.weight.float().unflatten(0, (heads, -1))  # [head, d_head, d_model]
+            return torch.einsum("bpnd,nhd->bpnh", each.unflatten(1, (-1, heads)).float(), weight)
+
+        return moved(y, split(copies), split(point(copies.clone())))
 
     def _merge(self, z: Float[Tensor, "batch pos head d_head"]) -> Tensor:
         """Project all heads back to the residual, head by head when `hook_result` is observed."""
@@ -166,10 +163,10 @@ class Attention(nn.Module):
         if not self.hook_result.observed:
             return y
         result = torch.einsum("bpnh,nhd->bpnd", z.float(), self.W_O.float())
-        watched = Watched(result)
-        seen = self.hook_result(result)
-        total = seen.sum(2) + self.o_proj.bias.float()
-        return stand_in(y, total.to(y.dtype), watched.changed(seen))
+        if not self.hook_result.edited_or_differentiated:
+            self.hook_result(result)
+            return y
+        return moved(y, result.sum(2), self.hook_result(result.clone()).sum(2))
 
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:

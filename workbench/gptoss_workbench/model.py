@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptoss_hooks.points import HookPoint
-from gptoss_hooks.root import HookedRoot, NameFilter
+from gptoss_hooks.root import NameFilter
 from gptoss_kernels import backend as kernels
 from gptoss_kernels import rope
 from gptoss_workbench.config import Config
@@ -52,7 +52,7 @@ class Unembed(nn.Module):
         return self.hook_out(self.ops.unembed(x, self.weight))
 
 
-class GptOss(WeightViews, GenerateMixin, HookedRoot):
+class GptOss(WeightViews, GenerateMixin):
     """A gpt-oss model. `gptoss_workbench.load()` makes one from a checkpoint.
 
     Args:
@@ -129,11 +129,12 @@ class GptOss(WeightViews, GenerateMixin, HookedRoot):
         """
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type is logits, loss, both or None; got {return_type!r}")
+        if start_at_layer is not None and return_type in ("loss", "both"):
+            raise ValueError("start_at_layer: a residual has no tokens to take a loss on")
         x, batch = self._start(input, attention_mask, padding_side, prepend_bos, start_at_layer)
         cache = past_key_values
         positions = (cache or KVCache(self.config)).positions(batch.mask)
-        seen = 0 if cache is None else len(cache)
-        self.check_length(seen + int(batch.mask.sum(1).max()))
+        self.check_length(int(positions.max()) + 1)
         turn = rope.tables(positions, self.frequencies)
         for block in self.blocks[start_at_layer:stop_at_layer]:
             x = block(x, turn, positions, cache)

@@ -1,7 +1,7 @@
 """Choosing the next token: greedy, or drawn from a temperature, top-k or nucleus distribution.
 
-Each row draws from its own generator, seeded with `seed + row`, so its text does not depend on its
-company. Nucleus sampling: Holtzman et al. 2019 (arXiv 1904.09751).
+Each row draws from its own generator, seeded from `seed` and its number: its text depends not on
+its company. Nucleus sampling: Holtzman et al. 2019 (arXiv 1904.09751).
 """
 
 from typing import NamedTuple
@@ -34,14 +34,12 @@ class Draw:
 
     def __init__(self, sampling: Sampling, seed: int | None, rows: int):
         self.sampling = sampling
-        self.generators = [torch.Generator().manual_seed((seed or 0) + row) for row in range(rows)]
+        self.generators = [_generator(seed or 0, row) for row in range(rows)]
 
     def __call__(self, logits: Tensor, written: list[list[int]]) -> list[int]:
         logits = logits.float().cpu()
         if self.sampling.freq_penalty:
-            for row, tokens in enumerate(written):
-                count = torch.bincount(torch.tensor(tokens).long(), minlength=logits.shape[-1])
-                logits[row] -= self.sampling.freq_penalty * count
+            logits = logits - self.sampling.freq_penalty * _counts(written, logits.shape[-1])
         if not self.sampling.do_sample or self.sampling.temperature == 0:
             return logits.argmax(-1).tolist()
         chances = _limited(logits / self.sampling.temperature, self.sampling).softmax(-1)
@@ -49,11 +47,22 @@ class Draw:
         return [int(torch.multinomial(row, 1, generator=each)) for row, each in pairs]
 
 
+def _generator(seed: int, row: int) -> torch.Generator:
+    """A stream of its own for every (seed, row) of fewer than a million rows."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + row) % (1 << 63))
+
+
+def _counts(written: list[list[int]], vocab: int) -> Tensor:
+    """[row, vocab]: how often each row has written each token."""
+    rows = [torch.tensor(row, dtype=torch.long) for row in written]
+    return torch.stack([torch.bincount(row, minlength=vocab) for row in rows])
+
+
 def _limited(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits with everything outside top-k and outside the top-p nucleus at minus infinity."""
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k, -1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        kept = logits.topk(sampling.top_k, -1)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, kept.indices, kept.values)
     if sampling.top_p is not None:
         ordered, order = torch.sort(logits, dim=-1, descending=True, stable=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)

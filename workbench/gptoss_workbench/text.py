@@ -64,13 +64,23 @@ class TextMixin:
             )
         return self.tokenizer
 
-    def encode_batch(self, text: Text, padding_side: str | None = None) -> Batch:
+    def encode_batch(
+        self, text: Text, padding_side: str | None = None, prepend_bos: bool = False
+    ) -> Batch:
         """Text as padded rows with their mask (padded on the right unless told)."""
-        tokenizer = self.require_tokenizer()
-        rows = [tokenizer.encode(each) for each in ([text] if isinstance(text, str) else text)]
+        rows = self._encode([text] if isinstance(text, str) else text, prepend_bos)
         if not rows or not all(rows):
             raise ValueError("input text is empty; there is nothing to run")
         return pad(rows, self.pad_id, padding_side or "right")
+
+    def _encode(self, texts: list[str], prepend_bos: bool) -> list[list[int]]:
+        """Rows of tokens, each with <|startoftext|> in front when asked."""
+        tokenizer = self.require_tokenizer()
+        bos = tokenizer.id("<|startoftext|>") if prepend_bos else None
+        if prepend_bos and bos is None:
+            raise ValueError("prepend_bos: this vocabulary has no <|startoftext|>")
+        front = [] if bos is None else [bos]
+        return [front + tokenizer.encode(each) for each in texts]
 
     @property
     def pad_id(self) -> int:
@@ -88,12 +98,7 @@ class TextMixin:
         truncate: bool = True,
     ) -> Int[Tensor, "batch pos"]:
         """Text to tokens; gpt-oss uses no BOS, `prepend_bos` puts <|startoftext|> in front."""
-        tokens = self.encode_batch(input, padding_side).tokens
-        if prepend_bos:
-            bos = self.require_tokenizer().id("<|startoftext|>")
-            if bos is None:
-                raise ValueError("prepend_bos: this vocabulary has no <|startoftext|>")
-            tokens = torch.cat([torch.full_like(tokens[:, :1], bos), tokens], 1)
+        tokens = self.encode_batch(input, padding_side, prepend_bos).tokens
         if truncate:
             tokens = tokens[:, : self.cfg.n_ctx]
         return tokens.to(self.cfg.device) if move_to_device else tokens
@@ -113,7 +118,8 @@ class TextMixin:
         if isinstance(input, str):
             return tokenizer.strings(self.to_tokens(input, prepend_bos)[0].tolist())
         if isinstance(input, list) and input and isinstance(input[0], str):
-            return [tokenizer.strings(tokenizer.encode(each)) for each in input]  # pyright: ignore
+            texts = cast(list[str], input)
+            return [tokenizer.strings(row) for row in self._encode(texts, prepend_bos)]
         rows = torch.as_tensor(input)
         if rows.ndim == 2 and rows.shape[0] > 1:
             return [tokenizer.strings(row.tolist()) for row in rows]
@@ -138,20 +144,20 @@ class TextMixin:
         prepend_bos: bool = False,
     ) -> Batch:
         """Check an input and turn it into tokens and mask on the model's device."""
-        if isinstance(input, str | list) and (isinstance(input, str) or isinstance(input[0], str)):
-            text = [input] if isinstance(input, str) else cast(list[str], input)
-            text = [f"<|startoftext|>{each}" for each in text] if prepend_bos else text
-            tokens, mask = self.encode_batch(text, padding_side)
+        if _is_text(input):
+            if mask is not None:
+                raise ValueError("attention_mask= goes with tokens; text makes its own mask")
+            tokens, mask = self.encode_batch(cast(Text, input), padding_side, prepend_bos)
         else:
             tokens = torch.as_tensor(input)
+        if tokens.numel() == 0:
+            raise ValueError("input is empty; there is nothing to run")
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         if tokens.ndim != 2 or tokens.dtype.is_floating_point or tokens.dtype == torch.bool:
             raise ValueError(
                 f"input: expected integer tokens [batch, pos]; got {tuple(tokens.shape)} "
                 f"of {tokens.dtype}"
             )
-        if tokens.numel() == 0:
-            raise ValueError("input is empty; there is nothing to run")
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(
@@ -163,8 +169,8 @@ class TextMixin:
 
     def input_size(self, input: Any, *_: Any, **kwargs: Any) -> InputSize:
         """Size of a forward call, for the estimate made before a cache is filled."""
-        text = isinstance(input, str) or (isinstance(input, list) and isinstance(input[0], str))
-        shape = (self.encode_batch(input).tokens if text else torch.as_tensor(input)).shape
+        tokens = self.encode_batch(input).tokens if _is_text(input) else torch.as_tensor(input)
+        shape = tokens.shape
         cache = kwargs.get("past_key_values")
         batch, pos = shape[:2] if len(shape) > 1 else (1, shape[0])
         return InputSize(batch, pos, 0 if cache is None else len(cache), self.cfg.device)
@@ -177,3 +183,8 @@ class TextMixin:
                 f"prompt too long: {longest} tokens, but {self.name} knows {limit} positions. "
                 "Shorten it, or keep only its end."
             )
+
+
+def _is_text(input: Any) -> bool:
+    first = input[0] if isinstance(input, list) and input else input
+    return isinstance(first, str)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gptoss_hooks import axes as glossary
@@ -27,12 +28,12 @@ PLACES = ("pos", "query")
 class Routing(NamedTuple):
     """Every router's choice; the layer axis follows `Trace.layers`."""
 
-    experts: Tensor
-    """int16 [layer, batch, pos, k], best expert first."""
-    weights: Tensor
-    """float32 [layer, batch, pos, k], the weights given to the chosen experts' outputs."""
-    logits: Tensor | None = None
-    """float32 [layer, batch, pos, expert] where asked for."""
+    experts: Int[Tensor, "layer batch pos k"]
+    """int16, best expert first."""
+    weights: Float[Tensor, "layer batch pos k"]
+    """float32, the weights given to the chosen experts' outputs."""
+    logits: Float[Tensor, "layer batch pos expert"] | None = None
+    """float32, where asked for."""
 
     def at(self, *index: Any) -> Routing:
         """Index the leading axes (layer, batch, pos) of all three."""
@@ -43,10 +44,8 @@ class Routing(NamedTuple):
 class Context(NamedTuple):
     """The whole prompt of a trace that was cut to some places: what a key axis counts."""
 
-    tokens: Tensor
-    """int64 [batch, key]"""
-    mask: Tensor
-    """bool [batch, key]"""
+    tokens: Int[Tensor, "batch key"]
+    mask: Bool[Tensor, "batch key"]
     strings: list[list[str]] | None
     """The tokens' texts, a list a row."""
 
@@ -59,10 +58,9 @@ class Trace:
     trace[0, 10:20].to_pandas("routing")
     """
 
-    tokens: Tensor
-    """int64 [batch, pos]"""
-    mask: Tensor
-    """bool [batch, pos], False on padding."""
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    """False on padding."""
     strings: list[list[str]] | None = None
     """The tokens' texts, a list a row."""
     spans: list[Spans] | None = None

@@ -2,8 +2,8 @@
 
 Rows pair up by number. Within a row, messages pair up in order by role, channel and recipient;
 within paired messages, tokens pair up by the longest matching runs of ids. So a prompt with a
-sentence more is compared around that sentence, not shifted by it. Without spans the whole row
-counts as one message. Tokens without a partner are counted, not compared.
+sentence more is compared around that sentence, not shifted by it. Where either has
+no spans the whole row counts as one message. Tokens without a partner are counted, not compared.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gptoss_workbench import trace_tables
@@ -45,12 +46,12 @@ class TraceDiff:
     """The aligned tokens, in order."""
     layers: tuple[int, ...]
     """The layers whose routing both hold."""
-    experts_changed: Tensor | None
-    """int64 [pair, layer], experts chosen in a and not in b."""
-    weight_l1: Tensor | None
-    """float32 [pair, layer], sum over all experts of |weight in a - weight in b|."""
-    activation_l2: dict[str, Tensor]
-    """float32 [pair] by hook name, the length of the difference at each token."""
+    experts_changed: Int[Tensor, "pair layer"] | None
+    """Experts chosen in a and not in b."""
+    weight_l1: Float[Tensor, "pair layer"] | None
+    """Sum over all experts of |weight in a - weight in b|."""
+    activation_l2: dict[str, Float[Tensor, " pair"]]
+    """By hook name, the length of the difference at each token."""
     only_a: int
     """Real tokens of a without a partner in b."""
     only_b: int
@@ -140,7 +141,8 @@ def diff(a: Trace, b: Trace) -> TraceDiff:
 
 def _pairs(a: Trace, b: Trace, row: int) -> list[Pair]:
     """Align the tokens of one row, message by message."""
-    messages_a, messages_b = _messages(a, row), _messages(b, row)
+    by_message = a.spans is not None and b.spans is not None
+    messages_a, messages_b = (_messages(trace, row, by_message) for trace in (a, b))
     out = []
     for i, j, size in _matches([m[0] for m in messages_a], [m[0] for m in messages_b]):
         for step in range(size):
@@ -151,10 +153,10 @@ def _pairs(a: Trace, b: Trace, row: int) -> list[Pair]:
     return out
 
 
-def _messages(trace: Trace, row: int) -> list[tuple[tuple[Any, ...], list[int]]]:
+def _messages(trace: Trace, row: int, by_message: bool) -> list[tuple[tuple[Any, ...], list[int]]]:
     """Give each message's identity and its columns; tokens outside messages form runs too."""
     columns = trace.mask[row].nonzero()[:, 0].tolist()
-    if trace.spans is None:
+    if trace.spans is None or not by_message:
         return [((), columns)]
     out: list[tuple[int, tuple[Any, ...], list[int]]] = []
     for at in columns:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from gptoss_hooks import axes as glossary
-from gptoss_hooks.cache import act_name
 from gptoss_hooks.decompose import is_single, take
-from gptoss_hooks.root import PositionSlice
+from gptoss_hooks.root import NameFilter, PositionSlice
 from gptoss_workbench import harmony
 from gptoss_workbench.trace import PLACES, Context, Routing, Trace
 
-NameFilter = Callable[[str], bool] | str | Sequence[str | tuple[Any, ...]] | None
 INDICES, WEIGHTS, LOGITS = (
     f"mlp.hook_{point}" for point in ("expert_indices", "expert_weights", "router_logits")
 )
@@ -43,8 +41,8 @@ class _Recorder:
 
 def trace_run(
     model: Any,
-    tokens: Tensor,
-    mask: Tensor | None = None,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"] | None = None,
     *,
     names_filter: NameFilter = None,
     pos_slice: Any = None,
@@ -60,7 +58,7 @@ def trace_run(
     `model.last_trace`.
     """
     mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
-    names = chosen_names(model, names_filter)
+    names = [] if names_filter is None else model.hook_names(names_filter)
     routers = router_names(model, router_logits) if routing else []
     where = _neighbours(pos_slice, tokens.shape[1])
     wanted = list(dict.fromkeys([*names, *routers]))
@@ -77,29 +75,6 @@ def trace_run(
         interrupt.add_note(f"the finished part ({done} layers) is kept at model.last_trace")
         raise
     return build(complete=True, routing=routing)
-
-
-def chosen_names(model: Any, names_filter: NameFilter) -> list[str]:
-    """Write a filter out as hook names; None chooses none."""
-    if names_filter is None:
-        return []
-    if callable(names_filter):
-        return [name for name in model.hook_dict if names_filter(name)]
-    given = [names_filter] if isinstance(names_filter, str) else names_filter
-    return list(dict.fromkeys(full for name in given for full in _full_names(model, name)))
-
-
-def _full_names(model: Any, key: str | tuple[Any, ...]) -> list[str]:
-    """Write one name out; a short name without a layer means that point in every layer."""
-    n_layers = model.cfg.n_layers
-    if not isinstance(key, str):
-        name, layer, *part = key
-        name = act_name(name, layer + n_layers if layer < 0 else layer, *part)
-        return [model.canonical_hook_name(name)]
-    every = [act_name(key, layer) for layer in range(n_layers)]
-    if act_name(key) not in model.hook_dict and every[0] in model.hook_dict:
-        return every
-    return [model.canonical_hook_name(act_name(key))]
 
 
 def router_names(model: Any, logits: bool) -> list[str]:

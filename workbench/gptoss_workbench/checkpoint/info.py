@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gptoss_hooks.memory import in_words
 from gptoss_workbench.checkpoint import hf_layout, original_layout, validate
 from gptoss_workbench.checkpoint.inventory import Inventory, Layout, take_inventory
-from gptoss_workbench.checkpoint.memory import gigabytes, kv_bytes_per_token, memory_needed
+from gptoss_workbench.checkpoint.memory import kv_bytes_per_token, memory_needed
 from gptoss_workbench.checkpoint.open import beside, resolve
 from gptoss_workbench.config import Config
 
@@ -118,7 +119,7 @@ def _rows(info: CheckpointInfo) -> list[tuple[str, str]]:
     rows += [
         ("  all", f"{info.total_bytes:>17,} B"),
         ("", ""),
-        ("memory to run", f"about {gigabytes(info.memory['total'])} at 4096 tokens in bfloat16"),
+        ("memory to run", f"about {in_words(info.memory['total'])} at 4096 tokens in bfloat16"),
         ("KV cache", f"{info.kv_bytes_per_token:,} B a token"),
     ]
     return rows + [("problem", problem) for problem in info.problems[1:]]

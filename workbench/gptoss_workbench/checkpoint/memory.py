@@ -6,20 +6,15 @@ forward pass not to read the disk again for every token.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 
+from gptoss_hooks.memory import free_memory, in_words, installed_memory
 from gptoss_workbench.checkpoint import hf_layout
 from gptoss_workbench.checkpoint.errors import NotEnoughMemory
 from gptoss_workbench.config import Config
 
 CHUNK_TOKENS = 512
 """Tokens of a prompt taken together, for the estimate of activations."""
-
-CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
 
 
 def memory_needed(config: Config, *, dtype_bytes: int = 2, context: int = 4096) -> dict[str, int]:
@@ -77,29 +72,7 @@ def check_memory(
         limits = [(needed["total"], free_memory(device), "free")]
     for size, room, kind in limits:
         if room is not None and size > room:
-            raise NotEnoughMemory(_refusal(needed, size, f"{gigabytes(room)} {kind}", device))
-
-
-def installed_memory() -> int | None:
-    """Bytes of main memory this process may ever have; None if unknown."""
-    known = [_physical(), _cgroup("max")]
-    return min((size for size in known if size is not None), default=None)
-
-
-def free_memory(device: str | torch.device = "cpu") -> int | None:
-    """Bytes that can still be used on a device, page cache counted as free; None if unknown."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    known = [_meminfo("MemAvailable"), _cgroup_free()]
-    return min((size for size in known if size is not None), default=None)
-
-
-def gigabytes(size: float) -> str:
-    """A size in words."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+            raise NotEnoughMemory(_refusal(needed, size, f"{in_words(room)} {kind}", device))
 
 
 def _per_token(config: Config, dtype_bytes: int) -> int:
@@ -109,40 +82,10 @@ def _per_token(config: Config, dtype_bytes: int) -> int:
 
 
 def _refusal(needed: dict[str, int], size: int, room: str, device: torch.device) -> str:
-    parts = ", ".join(f"{name} {gigabytes(n)}" for name, n in needed.items() if name != "total")
+    parts = ", ".join(f"{name} {in_words(n)}" for name, n in needed.items() if name != "total")
     return (
-        f"not enough memory on {device}: about {gigabytes(size)} needed, only {room} "
-        f"(the estimate: {parts}, in all {gigabytes(needed['total'])}); take a smaller model, "
+        f"not enough memory on {device}: about {in_words(size)} needed, only {room} "
+        f"(the estimate: {parts}, in all {in_words(needed['total'])}); take a smaller model, "
         "a shorter context, bfloat16 rather than float32, or another device, or close what else "
         "runs on this one"
     )
-
-
-def _physical() -> int | None:
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):  # Windows
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _meminfo(field: str) -> int | None:
-    if not MEMINFO.exists():
-        return None
-    rows = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-    return int(rows[field].split()[0]) * 1024 if field in rows else None
-
-
-def _cgroup(name: str) -> int | None:
-    """A number that a container's control group states; "max" is no limit."""
-    file = CGROUP / f"memory.{name}"
-    text = file.read_text().strip() if file.exists() else "max"
-    return None if text == "max" else int(text)
-
-
-def _cgroup_free() -> int | None:
-    """What a container may still use; its page cache can be given back, so it counts as free."""
-    limit, current, stat = _cgroup("max"), _cgroup("current"), CGROUP / "memory.stat"
-    if limit is None or current is None or not stat.exists():
-        return None
-    fields = dict(line.split() for line in stat.read_text().splitlines())
-    cache = int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
-    return limit - current + cache
