@@ -1,4 +1,4 @@
-"""Released sizes on disk: random weights in the shape of gpt-oss-20b, and a cut of two layers."""
+"""Released sizes on disk: a cut of two layers (tests/full runs all 24)."""
 
 import subprocess
 import sys
@@ -28,8 +28,8 @@ print(anonymous() - before, len(tensors))
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("layers", [2, 24])
-def test_opening_takes_no_memory_of_its_own(layers, tmp_path):
+def test_opening_takes_no_memory_of_its_own(tmp_path):
+    layers = 2
     types = alternating_layers(layers)
     config = replace(GPT_OSS_20B, num_hidden_layers=layers, layer_types=types)
     files = list(write_random(config, tmp_path))
@@ -40,8 +40,6 @@ def test_opening_takes_no_memory_of_its_own(layers, tmp_path):
     assert count == 3 + 19 * layers
     info = checkpoint_info(tmp_path)
     assert info.complete
-    assert len(info.shards) == len(files) == (2 if layers == 2 else 6)
-    if layers == 24:
-        assert info.total_bytes == 13_761_264_768
+    assert len(info.shards) == len(files) == 2
     for file in files:  # pytest keeps its last three folders
         file.unlink()

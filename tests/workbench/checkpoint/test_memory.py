@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from gptoss_hooks import memory as machine_memory
+from gptoss_hooks.memory import installed_memory
 from gptoss_workbench.checkpoint import (
     CheckpointError,
     NotEnoughMemory,
@@ -12,7 +14,6 @@ from gptoss_workbench.checkpoint import (
     memory,
     memory_needed,
 )
-from gptoss_workbench.checkpoint.memory import installed_memory
 from gptoss_workbench.config import GPT_OSS_20B, GPT_OSS_120B
 
 
@@ -41,9 +42,9 @@ def machine(tmp_path, monkeypatch):
 
     def pretend(installed, free):
         (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {free >> 10} kB\n")
-        monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-        monkeypatch.setattr(memory, "CGROUP", tmp_path)
-        monkeypatch.setattr(memory, "_physical", lambda: installed)
+        monkeypatch.setattr(machine_memory, "MEMINFO", tmp_path / "meminfo")
+        monkeypatch.setattr(machine_memory, "CGROUP", tmp_path)
+        monkeypatch.setattr(machine_memory, "_physical", lambda: installed)
 
     return pretend
 
@@ -92,9 +93,9 @@ def test_a_container_limit_counts(machine, tmp_path):
 
 
 def test_where_nothing_is_known_nothing_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    monkeypatch.setattr(memory, "_physical", lambda: None)
+    monkeypatch.setattr(machine_memory, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(machine_memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine_memory, "_physical", lambda: None)
     assert [installed_memory(), free_memory(), free_memory("meta")] == [None] * 3
     check_memory(GPT_OSS_120B)
     check_memory(GPT_OSS_120B, device="meta")

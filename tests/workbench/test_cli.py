@@ -1,0 +1,86 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from gptoss_workbench import demo
+from gptoss_workbench.cli import app, spoken
+
+QUESTION = "Given E is 7. B is 1. G is B plus E. Find G?"
+
+
+@pytest.fixture
+def gptoss():
+    return lambda *words: CliRunner().invoke(app, list(words))
+
+
+def test_importing_the_command_line_does_not_import_torch():
+    code = "import gptoss_workbench.cli, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_info_describes_the_embedded_model(gptoss):
+    out = gptoss("info")
+    assert out.exit_code == 0 and "16 experts" in out.stdout
+    told = json.loads(gptoss("info", "--json").stdout)
+    assert told["config"]["num_local_experts"] == 16 and told["complete"]
+
+
+def test_generate_writes_reasoning_and_answer_by_channel(gptoss):
+    out = gptoss("generate", QUESTION, "--max-new-tokens", "96")
+    assert out.exit_code == 0
+    reasoning, answer = out.stdout.split("[final]")
+    assert reasoning.startswith("[analysis]\nSteps:") and answer.strip() == "8"
+    assert "<|" not in out.stdout
+
+
+def test_trace_writes_a_page_of_a_prompt_without_an_answer(gptoss, tmp_path):
+    page = tmp_path / "new" / "page.html"
+    out = gptoss("trace", QUESTION, "--out", str(page), "--no-generate", "--layer", "0")
+    assert out.exit_code == 0 and out.stdout.startswith(str(page))
+    text = page.read_text()
+    assert text.count('<div class="gptoss-view"') == 3 and "Attention of layer 0 head 0" in text
+
+
+def test_the_demo_shows_the_answer_with_and_without_the_english_experts(tmp_path):
+    text = demo.first_trace(tmp_path / "first_trace.html").read_text()
+    assert "<dt>answer</dt><dd>8</dd>" in text and "without experts 0–3 of layer 2" in text
+    assert len(text) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["info", "/no/such/folder"], "/no/such/folder"),
+        (["generate", " "], "the prompt is empty"),
+        (["generate", "Hi", "--effort", "huge"], "expected low, medium, high; got huge"),
+        (["generate", "Hi", "--model", "/no/such/folder"], "/no/such/folder"),
+        (["trace", "Hi", "--layer", "9"], "the model has layers 0 to 3; got 9"),
+        (["trace", "Hi", "--no-generate", "--head", "99"], "heads are 0 to 7; got 99"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_exit_code_2(gptoss, tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    out = gptoss(*words)
+    assert out.exit_code == 2 and told in out.stderr
+    assert out.stderr.startswith("gptoss: ") and out.stderr.count("\n") == 1
+
+
+def test_doctor_finds_the_embedded_model_running(gptoss):
+    out = gptoss("doctor")
+    assert out.exit_code == 0
+    assert any("gpt-oss-nano" in row and "runs" in row for row in out.stdout.splitlines())
+
+
+def test_markers_become_channel_names():
+    pieces = [
+        "<|channel|>", "analysis", "<|message|>", "Steps:", " A", "<|end|>",
+        "<|start|>", "assistant", " to", "=f", "<|channel|>", "commentary", "<|message|>", "{}",
+        "<|call|>",
+    ]  # fmt: skip
+    said = "".join(spoken(pieces))
+    assert said == "[analysis]\nSteps: A\n[to=f commentary]\n{}"
