@@ -2,8 +2,8 @@
 
 from .attention import attention
 from .experts import experts
-from .page import page
+from .page import page, trace_page
 from .snapshot import View
 from .tokens import tokens
 
-__all__ = ["View", "attention", "experts", "page", "tokens"]
+__all__ = ["View", "attention", "experts", "page", "tokens", "trace_page"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .picture import blank, colour_bar, matrix, style, token_axis
+from .picture import blank, colour_bar, matrix, place, style, token_axis
 from .snapshot import BUDGET, LIMIT, View, check_budget, check_state, quantise
 from .transcript import Transcript, transcript
 
@@ -191,7 +191,7 @@ def _summary(pattern: Pattern) -> pandas.DataFrame:
 def _figure(pattern: Pattern, story: Transcript, head: int) -> Figure:
     i, n = pattern.heads.index(head), len(story.tokens)
     figure = blank(7.4, 6.6)
-    left, axes = figure.subplots(1, 2, width_ratios=(1, 36), sharey=True)
+    left, axes = place(figure, 1.25, 1.1, 0.13, 5.2), place(figure, 1.45, 1.1, 5.2, 5.2)
     seen = np.where(np.tri(n, dtype=bool), pattern.weights[i], np.nan)
     if pattern.window:
         seen = np.where(np.tri(n, k=-pattern.window, dtype=bool), np.nan, seen)
@@ -206,8 +206,8 @@ def _figure(pattern: Pattern, story: Transcript, head: int) -> Figure:
     axes.set_xlabel("key")
     token_axis(left, story.tokens, vertical=True)
     token_axis(axes, story.tokens)
-    axes.tick_params(labelleft=False)
+    axes.set_yticks([])
     window = f", window {pattern.window} (line)" if pattern.window else ", full attention"
     axes.set_title(f"layer {pattern.layer}, head {head}{window}", loc="left", fontsize=8.5)
-    colour_bar(figure, axes, image, "weight (square-root scale)")
+    colour_bar(figure, place(figure, 6.75, 1.1, 0.1, 2.6), image, "weight (square-root scale)")
     return figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .picture import blank, colour_bar, lane_strip, matrix, style, token_axis
+from .picture import blank, colour_bar, lane_strip, matrix, place, style, token_axis
 from .snapshot import BUDGET, View, check_state, quantise
 from .transcript import Transcript, transcript
 
@@ -199,8 +199,8 @@ def _summary(choices: Choices) -> pandas.DataFrame:
 def _figure(choices: Choices, story: Transcript, state: dict[str, Any]) -> Figure:
     name = state["statistic"] if state["statistic"] in choices.statistics else TOP_WEIGHT
     tall = min(0.24, 5.0 / len(choices.layers)) * len(choices.layers)
-    figure = blank(8.2, 1.1 + tall)
-    axes = figure.add_subplot()
+    figure = blank(8.2, 1.3 + tall)
+    axes = place(figure, 0.45, 0.95, 6.95, tall)
     image = matrix(axes, choices.statistics[name], *choices.scales[name])
     style(axes)
     token_axis(axes, story.tokens)
@@ -208,5 +208,5 @@ def _figure(choices: Choices, story: Transcript, state: dict[str, Any]) -> Figur
     axes.set_yticks(range(len(choices.layers)), [str(layer) for layer in choices.layers])
     axes.set_ylabel("layer")
     axes.set_title(MEANING[name], loc="left", fontsize=8.5, pad=8)
-    colour_bar(figure, axes, image, name)
+    colour_bar(figure, place(figure, 7.5, 0.95, 0.1, tall), image, name)
     return figure

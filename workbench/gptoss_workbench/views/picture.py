@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,11 +21,17 @@ LINE = 92
 MOST_LINES = 24
 
 
-def blank(width: float, height: float, layout: Literal["constrained"] | None = "constrained"):
+def blank(width: float, height: float) -> Figure:
     """Start a picture on white, sizes in inches."""
     from matplotlib.figure import Figure
 
-    return Figure((width, height), dpi=110, facecolor="white", layout=layout)
+    return Figure((width, height), dpi=110, facecolor="white")
+
+
+def place(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Add axes at a place in inches: labels have known sizes, so no layout need be solved."""
+    wide, high = figure.get_size_inches()
+    return figure.add_axes((left / wide, bottom / high, width / wide, height / high))
 
 
 def style(axes: Axes) -> None:
@@ -53,8 +59,8 @@ def token_axis(axes: Axes, tokens: list[Token], *, vertical: bool = False) -> No
 
 
 def colour_bar(figure: Figure, axes: Axes, image, label: str) -> None:
-    """Put the scale beside a map."""
-    bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.01)
+    """Draw the scale of a map on axes of its own."""
+    bar = figure.colorbar(image, cax=axes)
     bar.ax.tick_params(labelsize=7, length=0, colors=MUTED)
     bar.set_label(label, fontsize=8, color=INK)
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -76,7 +82,7 @@ def strip(story: Transcript) -> Figure:
     lines = _lines(story)
     shown = lines[:MOST_LINES]
     height = 0.21 * (len(shown) + (len(lines) > MOST_LINES)) + 0.15
-    figure = blank(8.2, height, None)
+    figure = blank(8.2, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-13, LINE + 1), ylim=(len(shown) + (len(lines) > MOST_LINES) + 0.2, -0.4))
     axes.axis("off")

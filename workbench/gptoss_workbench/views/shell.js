@@ -110,8 +110,9 @@ function footer(header, help) {
   const text = make("code", {});
   const copy = make("button", { type: "button", title: "copy the state: state= opens the view like this" }, "copy state");
   copy.onclick = async () => {
-    await navigator.clipboard?.writeText(text.textContent);
-    copy.textContent = "copied";
+    const done = await navigator.clipboard?.writeText(text.textContent).then(() => true, () => false);
+    if (!done) getSelection().selectAllChildren(text);
+    copy.textContent = done ? "copied" : "press Ctrl+C";
     setTimeout(() => (copy.textContent = "copy state"), 1200);
   };
   const show = (state) => (text.textContent = JSON.stringify({ view: header.view, ...state }));

@@ -70,7 +70,10 @@ class View:
         return self.fragment()
 
     def state(self) -> dict[str, Any]:
-        """What is selected when the view opens; hand it back as `state=` to open it there again."""
+        """What is selected when the view opens; hand it back as `state=` to open it there again.
+
+        Tokens are counted from the row's first that is no pad.
+        """
         return dict(self.header["state"])
 
     def to_pandas(self) -> pandas.DataFrame:
