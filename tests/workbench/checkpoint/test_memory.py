@@ -5,12 +5,11 @@ import sys
 import pytest
 
 from gptoss_hooks import memory as machine_memory
-from gptoss_hooks.memory import installed_memory
+from gptoss_hooks.memory import free_memory, installed_memory
 from gptoss_workbench.checkpoint import (
     CheckpointError,
     NotEnoughMemory,
     check_memory,
-    free_memory,
     memory,
     memory_needed,
 )
