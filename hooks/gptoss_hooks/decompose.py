@@ -13,7 +13,7 @@ directions of `logit_attrs` are plain columns of W_U: parts sum to the logit as 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -69,8 +69,9 @@ class Decomposition:
     model: Any
     has_batch_dim: bool
 
-    def __getitem__(self, key: str | Sequence[Any]) -> Tensor:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def __getitem__(self, key: str | Sequence[Any]) -> Tensor: ...
 
     def _upto(self, layer: int | None, function: str) -> int:
         """Read a layer argument: None and -1 mean the stream just before the unembedding."""
