@@ -194,3 +194,8 @@ def test_it_says_what_it_is(tiny):
         "GptOss('gpt-oss': 4 layers, d_model 64, 8 experts top-2, 8/2 heads, vocabulary 256; "
         "float32 on cpu, reference)"
     )
+
+
+def test_a_mask_by_position_is_told_its_name(tiny, tokens):
+    with pytest.raises(ValueError, match="attention_mask="):
+        tiny(tokens, torch.ones_like(tokens))

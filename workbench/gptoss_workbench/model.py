@@ -127,6 +127,8 @@ class GptOss(WeightViews, GenerateMixin):
         Returns:
             logits [batch, pos, vocab] in the model's dtype, loss (nats per token), both, or None.
         """
+        if isinstance(return_type, Tensor):
+            raise ValueError("forward: pass the mask by name, attention_mask=")
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type is logits, loss, both or None; got {return_type!r}")
         if start_at_layer is not None and return_type in ("loss", "both"):
