@@ -26,7 +26,7 @@ def examine() -> list[Finding]:
     found = [Finding("python", True, f"{system}, {os.cpu_count()} cores")]
     if importlib.util.find_spec("torch") is None:
         return [*found, Finding("torch", False, "missing: pip install torch")]
-    return [*found, *_torch(), _lab(), _nano()]
+    return [*found, *_torch(), _backends(), _lab(), _nano()]
 
 
 def _torch() -> list[Finding]:
@@ -39,6 +39,13 @@ def _torch() -> list[Finding]:
     else:
         out.append(Finding("gpu", False, "none: everything runs on the CPU"))
     return out
+
+
+def _backends() -> Finding:
+    from gptoss_kernels import backend
+
+    names = backend.available()
+    return Finding("backends", True, f"{', '.join(names)}; load() takes {names[0]}")
 
 
 def _lab() -> Finding:
