@@ -41,9 +41,9 @@ class Record(NamedTuple):
     part: np.ndarray
     """uint8, into PARTS"""
     message: np.ndarray
-    """int16, number of its message, -1 outside"""
+    """int32, number of its message, -1 outside"""
     sentence: np.ndarray
-    """int16, number of its sentence, -1 outside"""
+    """int32, number of its sentence, -1 outside"""
     experts: np.ndarray
     """int8 or int16 [token, layer, k], best first"""
     weights: np.ndarray
@@ -64,7 +64,7 @@ class Record(NamedTuple):
 
     def at(self, index: np.ndarray | slice) -> Record:
         """Some tokens of every column."""
-        return Record(*(None if column is None else column[index] for column in self))
+        return Record(*(None if c is None else c[index] for c in self))  # pyright: ignore[reportArgumentType]
 
     def layers(self, places: Sequence[int]) -> Record:
         """Some layers of every column that has them, by place."""
@@ -76,7 +76,8 @@ class Record(NamedTuple):
 def join(records: Sequence[Record]) -> Record:
     """Records one after another; a column that one of them lacks is left out."""
     columns = zip(*records, strict=True)
-    return Record(*(None if any(c is None for c in cs) else np.concatenate(cs) for cs in columns))
+    kept = (None if any(c is None for c in cs) else np.concatenate(cs) for cs in columns)
+    return Record(*kept)  # pyright: ignore[reportArgumentType]
 
 
 def _voices() -> np.ndarray:

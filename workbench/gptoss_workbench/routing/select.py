@@ -42,7 +42,7 @@ def rules(
         ("role", ROLES, role),
         ("part", PARTS, part),
     )
-    out = [_among(name, _codes(name, names, wanted)) for name, names, wanted in coded if wanted]
+    out = [_among(n, _codes(n, names, wanted)) for n, names, wanted in coded if wanted is not None]
     if label is not None:
         known = _codes("label", sorted(set(trace.labels)), label, give_names=True)
         out.append(_among("prompt", [i for i, each in enumerate(trace.labels) if each in known]))
@@ -55,6 +55,12 @@ def rules(
     if expert is not None:
         out.append(_goes_to(trace, *expert))
     return out
+
+
+def content(trace: RoutingTrace) -> RoutingTrace:
+    """Leave out markers and header tokens, which dominate many averages."""
+    header = VOICES.index("header")
+    return trace.where(keep=lambda record: record.voice != header)
 
 
 def groups(trace: RoutingTrace, by: str | None) -> tuple[list[str], Callable[[Record], np.ndarray]]:

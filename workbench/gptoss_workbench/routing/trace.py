@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gptoss_workbench.routing import routing_tables
 from gptoss_workbench.routing.record import Record, join
 from gptoss_workbench.routing.select import Keep, groups, many, rules
+
+if TYPE_CHECKING:
+    from gptoss_workbench.trace import Trace
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -47,10 +51,13 @@ class RoutingTrace:
         """The selected tokens, shard by shard; empty ones are left out."""
         for read in self.shards:
             record = read()
-            for keep in self.keep:
-                record = record.at(keep(record))
+            chosen = [keep(record) for keep in self.keep]
+            if self.places is not None:
+                record = record.layers(self.places)
+            if chosen and not (every := np.logical_and.reduce(chosen)).all():
+                record = record.at(every)
             if len(record.token):
-                yield record if self.places is None else record.layers(self.places)
+                yield record
 
     def record(self) -> Record:
         """All selected tokens in memory."""
@@ -69,6 +76,30 @@ class RoutingTrace:
         """Tokens selected (reads every shard)."""
         return sum(len(record.token) for record in self.chunks())
 
+    @property
+    def n_prompts(self) -> int:
+        """Prompts that have a selected token (reads every shard)."""
+        return sum(len(np.unique(record.prompt)) for record in self.chunks())
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole corpus was run; False after an interrupt."""
+        return bool(self.provenance.get("complete", True))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RoutingTrace:
+        """Open what `trace_routing(..., folder=)` wrote, finished or not."""
+        from gptoss_workbench.routing import shards
+
+        return shards.load(folder)
+
+    @classmethod
+    def from_trace(cls, trace: Trace, *, labels: Sequence[str] = ()) -> RoutingTrace:
+        """The routing of a Trace; its rows are the prompts, in order."""
+        from gptoss_workbench.routing import from_trace
+
+        return from_trace.convert(trace, labels)
+
     @classmethod
     def from_record(
         cls,
@@ -83,6 +114,11 @@ class RoutingTrace:
     ) -> RoutingTrace:
         """Wrap a record in memory, say one made by hand."""
         n_layers, k = record.experts.shape[1:]
+        if labels and len(record.prompt) and int(record.prompt.max()) >= len(labels):
+            raise ValueError(
+                f"RoutingTrace: prompt {int(record.prompt.max())} has no label; labels= holds "
+                f"{len(labels)}, one is needed for every prompt"
+            )
         sizes = {"num_local_experts": n_experts, "num_experts_per_tok": k}
         return cls(
             shards=[lambda: record],
@@ -143,3 +179,9 @@ class RoutingTrace:
     def to_pandas(self, what: str = "routing"):
         """A long table: "routing" (a row a token, layer and rank), "tokens" or "prompts"."""
         return routing_tables.table(self, what)
+
+    def __repr__(self) -> str:
+        return routing_tables.summary(self)
+
+    def _repr_html_(self) -> str:
+        return routing_tables.html(self)
