@@ -24,7 +24,9 @@ GLOSSARY: dict[str, str] = {
     "vocab": "tokens of the vocabulary",
     "part": "what the residual stream is the sum of, stacked first",
     "pair": "tokens that two traces share",
+    "sentence": "sentences of one prompt, in order",
     "latent": "the features of a sparse autoencoder",
+    "step": "the routing edits of one layer, in the order they act",
     "one": "an axis of length one, kept so that the tensor broadcasts",
 }
 

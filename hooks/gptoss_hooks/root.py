@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gptoss_hooks import memory, names
 from gptoss_hooks.cache import ActivationCache, act_name
+from gptoss_hooks.edits.edited import Edited
 from gptoss_hooks.points import HookFunction, HookPoint
 
 NameFilter = str | Sequence[str | tuple[Any, ...]] | Callable[[str], bool] | None
@@ -60,7 +61,7 @@ class HookPointTable(list[HookPointInfo]):
         return pd.DataFrame(list(self), columns=list(HookPointInfo._fields))
 
 
-class HookedRoot(nn.Module):
+class HookedRoot(Edited, nn.Module):
     """Mixin for a model whose submodules include hook points.
 
     A subclass calls `setup()` once its modules exist and implements `axis_sizes`.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from gptoss_kernels import attention, linear, moe, rms_norm, rope, route, unembed
+from gptoss_kernels import attention, linear, moe, rms_norm, rope, route, route_edited, unembed
 
 NAMES = ("native", "triton", "reference")
 """All backends, fastest first."""
@@ -27,6 +27,8 @@ class Backend(NamedTuple):
     weigh: Callable
     moe: Callable
     unembed: Callable
+    route_edited: Callable = route_edited.route_edited
+    """choose and weigh under a RouteProgram; the plain body reads the same tensors"""
 
 
 REFERENCE = Backend(

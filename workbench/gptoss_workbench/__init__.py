@@ -12,6 +12,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gptoss_hooks.cache import ActivationCache
+    from gptoss_hooks.edits import (
+        TieWarning,
+        ablate,
+        ban,
+        bias,
+        force,
+        load_edits,
+        patch,
+        replay,
+        route_around,
+        save_edits,
+        scale,
+        set_k,
+        steer,
+        steer_experts,
+        swap,
+        zero,
+    )
     from gptoss_hooks.points import EditError
     from gptoss_workbench import harmony, nano, views
     from gptoss_workbench.checkpoint import CheckpointError, checkpoint_info, save_checkpoint
@@ -39,6 +57,26 @@ _HOME = {
     "Tokenizer": "gptoss_workbench.tokenizer",
     "Trace": "gptoss_workbench.trace",
 }
+_EDITS = (
+    "ablate",
+    "ban",
+    "bias",
+    "force",
+    "load_edits",
+    "patch",
+    "replay",
+    "route_around",
+    "save_edits",
+    "scale",
+    "set_k",
+    "steer",
+    "steer_experts",
+    "swap",
+    "zero",
+)
+"""Interventions as data."""
+_HOME |= dict.fromkeys(_EDITS, "gptoss_hooks.edits")
+_HOME["TieWarning"] = "gptoss_hooks.edits"
 _MODULES = ("harmony", "nano", "views")
 
 __all__ = [
@@ -51,14 +89,30 @@ __all__ = [
     "Generation",
     "GptOss",
     "KVCache",
+    "TieWarning",
     "Tokenizer",
     "Trace",
+    "ablate",
+    "ban",
+    "bias",
     "checkpoint_info",
+    "force",
     "harmony",
     "load",
+    "load_edits",
     "nano",
+    "patch",
+    "replay",
+    "route_around",
     "save_checkpoint",
+    "save_edits",
+    "scale",
+    "set_k",
+    "steer",
+    "steer_experts",
+    "swap",
     "views",
+    "zero",
 ]
 
 

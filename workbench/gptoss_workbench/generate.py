@@ -3,12 +3,13 @@
 `sampling` chooses tokens, `generation` holds what came out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gptoss_hooks.edits import Edit
 from gptoss_hooks.root import HookedRoot
 from gptoss_workbench import harmony
 from gptoss_workbench.generation import Generation, Piece, Texts
@@ -67,6 +68,7 @@ class GenerateMixin(TextMixin, HookedRoot):
         seed: int | None = None,
         stream: Callable[[Piece], None] | None = None,
         chunk: int = 1024,
+        edits: Sequence[Edit] = (),
     ) -> Any:
         """Continue a prompt or a conversation.
 
@@ -82,6 +84,7 @@ class GenerateMixin(TextMixin, HookedRoot):
             seed: of sampling; drawn and kept in the Generation when None.
             stream: called with every Piece as it is drawn.
             chunk: prompt tokens run at a time.
+            edits: interventions, in the order they act; channels= follows what is being written.
 
         On KeyboardInterrupt what was written so far is kept in `model.last_generation`.
         """
@@ -97,14 +100,14 @@ class GenerateMixin(TextMixin, HookedRoot):
         out = self._begin(prompts, sampling, seed)
         show = _Shower(self.tokenizer, stream, verbose, len(prompts))
         try:
-            steps = self._steps(out, max_new_tokens, sampling, stops, use_past_kv_cache, chunk)
-            for drawn in steps:
+            ends = self._ends(out, max_new_tokens, stops)
+            for drawn in self._steps(out, ends, sampling, use_past_kv_cache, chunk, edits):
                 show(drawn)
         except KeyboardInterrupt as interrupt:
             interrupt.add_note("what was generated so far is in model.last_generation")
             raise
         result = _as(kind, out, self.tokenizer)
-        return (result, self._recomputed(out, names_filter)) if return_cache else result
+        return (result, self._recomputed(out, names_filter, edits)) if return_cache else result
 
     def stream(
         self,
@@ -125,6 +128,7 @@ class GenerateMixin(TextMixin, HookedRoot):
         date: str | None = None,
         seed: int | None = None,
         chunk: int = 1024,
+        edits: Sequence[Edit] = (),
     ) -> Iterator[Piece]:
         """Yield a Piece for every token as it is drawn; arguments are those of `generate`.
 
@@ -137,16 +141,18 @@ class GenerateMixin(TextMixin, HookedRoot):
         stops = self._stops(stop_at_eos, eos_token_id)
         out = self._begin(prompts, sampling, seed)
         texts = Texts(self.tokenizer, len(prompts))
-        for drawn in self._steps(out, max_new_tokens, sampling, stops, True, chunk):
+        ends = self._ends(out, max_new_tokens, stops)
+        for drawn in self._steps(out, ends, sampling, True, chunk, edits):
             for row, token in drawn:
                 yield Piece(row, token, texts.add(row, token))
 
-    def _recomputed(self, out: Generation, names_filter: Any) -> Any:
-        """Activations of prompts and completions, from one clean forward pass."""
+    def _recomputed(self, out: Generation, names_filter: Any, edits: Sequence[Edit]) -> Any:
+        """Activations of prompts and completions, from one forward pass under the same edits."""
         with torch.no_grad():
             return self.run_with_cache(
-                out.tokens, attention_mask=out.mask, return_type=None, names_filter=names_filter
-            )[1]
+                out.tokens, attention_mask=out.mask, return_type=None,
+                names_filter=names_filter, edits=edits,
+            )[1]  # fmt: skip
 
     def _begin(self, prompts: list[list[int]], sampling: Sampling, seed: int | None) -> Generation:
         """An empty result, kept in `last_generation` while it is filled."""
@@ -188,30 +194,32 @@ class GenerateMixin(TextMixin, HookedRoot):
         listed = self.generation_config.get("eos_token_id", self.config.eos_token_id) or ()
         return frozenset([listed] if isinstance(listed, int) else listed)
 
+    def _ends(self, out: Generation, max_new_tokens: int, stops: frozenset[int]) -> list[_End]:
+        """Where each row stops; raises for a prompt that is too long."""
+        if max_new_tokens < 0:
+            raise ValueError(f"generate: max_new_tokens must be >= 0; got {max_new_tokens}")
+        self.check_length(max(map(len, out.prompts)))
+        limit = self.config.max_position_embeddings
+        return [_End(stops, max_new_tokens, limit - len(prompt)) for prompt in out.prompts]
+
     def _steps(
         self,
         out: Generation,
-        max_new_tokens: int,
+        ends: list[_End],
         sampling: Sampling,
-        stops: frozenset[int],
         use_cache: bool,
         chunk: int,
+        edits: Sequence[Edit],
     ) -> Iterator[list[tuple[int, int]]]:
         """Draw tokens step by step into `out`; yields (row, token) of rows still running."""
-        if max_new_tokens < 0 or chunk < 1:
-            raise ValueError(
-                "generate: max_new_tokens must be >= 0 and chunk must be >= 1; "
-                f"got {max_new_tokens} and {chunk}"
-            )
+        if chunk < 1:
+            raise ValueError(f"generate: chunk must be >= 1; got {chunk}")
         tokens, mask = (each.to(self.cfg.device) for each in pad(out.prompts, self.pad_id, "left"))
-        limit = self.config.max_position_embeddings
-        self.check_length(max(map(len, out.prompts)))
-        ends = [_End(stops, max_new_tokens, limit - len(prompt)) for prompt in out.prompts]
         out.stopped = [self._why(end, []) for end in ends]
         draw = Draw(sampling, out.seed, len(out.prompts))
         cache = KVCache(self.config) if use_cache else None
         while running := [row for row, why in enumerate(out.stopped) if why == INTERRUPTED]:
-            with torch.no_grad():
+            with torch.no_grad(), self.edited(*edits), self.being_written():
                 logits = self._next_logits(tokens, mask, cache, chunk)
                 chosen = draw(logits, out.completions)
             for row in running:

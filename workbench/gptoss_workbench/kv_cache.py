@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gptoss_workbench.config import Config
+from gptoss_workbench.harmony.voices import VoiceTracker
+from gptoss_workbench.tokenizer import Tokenizer
 
 PAD = -1
 """Position of a key that no query may see."""
@@ -68,6 +70,10 @@ class KVCache:
         """[batch] real tokens seen by each row"""
         self.seen = 0
         """places seen by all layers, padding included"""
+        self.history: list[tuple[Tensor | None, Tensor]] = []
+        """tokens and mask [batch, pos] of every chunk; tokens None where a residual was given"""
+        self._voices: list[VoiceTracker] | None = None
+        self._heard = 0
 
     def __len__(self) -> int:
         return 0 if self.lengths is None else int(self.lengths.max())
@@ -82,11 +88,24 @@ class KVCache:
         start = 0 if self.lengths is None else self.lengths[:, None]
         return (mask.long().cumsum(1) - 1 + start).masked_fill(~mask, PAD)
 
-    def advance(self, mask: Tensor) -> None:
+    def advance(self, mask: Tensor, tokens: Tensor | None = None) -> None:
         """Count a chunk as seen, once all layers have stored it."""
         self.seen += mask.shape[1]
+        self.history.append((tokens, mask))
         seen = mask.long().sum(1)
         self.lengths = seen if self.lengths is None else self.lengths + seen
+
+    def voices(self, tokenizer: Tokenizer, rows: int) -> list[VoiceTracker]:
+        """A tracker a row that has read all tokens seen; the caller's own, to read on with."""
+        if self._voices is None:
+            self._voices = [VoiceTracker(tokenizer) for _ in range(rows)]
+        for tokens, mask in self.history[self._heard :]:
+            if tokens is None:
+                raise ValueError("KVCache: it was begun with a residual, so its voices are unknown")
+            for row, tracker in enumerate(self._voices):
+                tracker.read(tokens[row][mask[row]].tolist())
+            self._heard += 1
+        return [tracker.copy() for tracker in self._voices]
 
     @property
     def nbytes(self) -> int:

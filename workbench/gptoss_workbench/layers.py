@@ -11,6 +11,7 @@ from gptoss_kernels.attention import AttentionTap
 from gptoss_kernels.backend import Backend
 from gptoss_kernels.moe import Experts, ExpertTap
 from gptoss_kernels.rms_norm import NormTap
+from gptoss_kernels.route_edited import RouteProgram, RouteTap
 from gptoss_workbench.config import Config
 from gptoss_workbench.kv_cache import KVCache
 
@@ -242,15 +243,28 @@ class ExpertLayer(nn.Module):
             self.down_proj_bias,
         )
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def forward(
+        self, x: Float[Tensor, "batch pos d_model"], program: RouteProgram | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
         router = self.router
         logits = self.ops.linear(x, router.weight, router.bias, dtype=torch.float32)
-        logits = self.hook_router_logits(logits)
-        indices = self._reselect(self.ops.choose(logits, self.k))
-        weights = self.hook_expert_weights(self.ops.weigh(logits, indices))
+        if program is None:
+            logits = self.hook_router_logits(logits)
+            indices = self._reselect(self.ops.choose(logits, self.k))
+            weights = self.hook_expert_weights(self.ops.weigh(logits, indices))
+        else:
+            indices, weights = self._edited(logits, program)
         points = (self.hook_expert_gate, self.hook_expert_up)
         tap = ExpertTap(*looks(*points, self.hook_expert_post, self.hook_expert_out))
         return self.ops.moe(x, indices, weights, self.experts, limit=self.limit, tap=tap)
+
+    def _edited(self, logits: Tensor, program: RouteProgram) -> tuple[Tensor, Tensor]:
+        """Choose and weigh under a program; hook functions act after its steps."""
+        first, second, third = looks(
+            self.hook_router_logits, self.hook_expert_indices, self.hook_expert_weights
+        )
+        tap = RouteTap(first, self._reselect if second else None, third)
+        return self.ops.route_edited(logits, self.k, program, tap=tap)
 
     def _reselect(self, chosen: Int[Tensor, "batch pos k"]) -> Int[Tensor, "batch pos k"]:
         if not self.hook_expert_indices.observed:
@@ -270,7 +284,8 @@ class ExpertLayer(nn.Module):
             )
         ordered = indices.sort(-1).values
         if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
-            raise EditError(f"{name}: the {self.k} experts of a token must differ; one repeats")
+            k = ordered.shape[-1]
+            raise EditError(f"{name}: the {k} experts of a token must differ; one repeats")
 
 
 class Block(nn.Module):
@@ -308,10 +323,11 @@ class Block(nn.Module):
         turn: Turn,
         positions: Int[Tensor, "batch pos"],
         cache: KVCache | None,
+        program: RouteProgram | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         x = self.hook_resid_pre(x)
         source = self.hook_attn_in(x)
         attended = self.attn(self.ln1(source), source, self.ln1, turn, positions, cache)
         x = self.hook_resid_mid(x + self.hook_attn_out(attended))
-        mixed = self.mlp(self.ln2(self.hook_mlp_in(x)))
+        mixed = self.mlp(self.ln2(self.hook_mlp_in(x)), program)
         return self.hook_resid_post(x + self.hook_mlp_out(mixed))

@@ -6,6 +6,7 @@ carry the checkpoint's; `model.hook_points()` lists what can be read and edited.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -13,10 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gptoss_hooks.edits import Edit
 from gptoss_hooks.points import HookPoint
 from gptoss_hooks.root import NameFilter
 from gptoss_kernels import backend as kernels
 from gptoss_kernels import rope
+from gptoss_workbench import edit_scope
 from gptoss_workbench.config import Config
 from gptoss_workbench.generate import GenerateMixin
 from gptoss_workbench.kv_cache import KVCache
@@ -113,6 +116,7 @@ class GptOss(WeightViews, GenerateMixin):
         past_key_values: KVCache | None = None,
         *,
         logits_to_keep: int = 0,
+        edits: Sequence[Edit] = (),
     ) -> Any:
         """Run the model.
 
@@ -123,6 +127,7 @@ class GptOss(WeightViews, GenerateMixin):
             stop_at_layer: return the residual entering this layer instead of logits.
             past_key_values: a KVCache; the input continues it, and it grows in place.
             logits_to_keep: only the last so many positions' logits; 0 means all.
+            edits: interventions, in the order they act, such as [ban(3, layers=2)].
 
         Returns:
             logits [batch, pos, vocab] in the model's dtype, loss (nats per token), both, or None.
@@ -133,41 +138,50 @@ class GptOss(WeightViews, GenerateMixin):
             raise ValueError(f"return_type is logits, loss, both or None; got {return_type!r}")
         if start_at_layer is not None and return_type in ("loss", "both"):
             raise ValueError("start_at_layer: a residual has no tokens to take a loss on")
-        x, batch = self._start(input, attention_mask, padding_side, prepend_bos, start_at_layer)
+        batch = self._batch(input, attention_mask, padding_side, prepend_bos, start_at_layer)
+        tokens = batch.tokens if start_at_layer is None else None
         cache = past_key_values
         positions = (cache or KVCache(self.config)).positions(batch.mask)
         self.check_length(int(positions.max()) + 1)
-        turn = rope.tables(positions, self.frequencies)
-        for block in self.blocks[start_at_layer:stop_at_layer]:
-            x = block(x, turn, positions, cache)
-        if cache is not None:
-            cache.advance(batch.mask)
-        if stop_at_layer is not None:
-            return x
-        if return_type is None and not self._readout_observed():
-            return None
-        logits = self.unembed(self.ln_final(x)[:, -logits_to_keep:])
-        return self._result(logits, batch, return_type, loss_per_token)
+        with self.edited(*edits), ExitStack() as leaving:
+            programs = edit_scope.begin(self, tokens, positions, cache, leaving)
+            x = self._start(input, batch, start_at_layer)
+            turn = rope.tables(positions, self.frequencies)
+            for layer in range(self.n_layers)[start_at_layer:stop_at_layer]:
+                program = programs[layer] if programs else None
+                x = self.blocks[layer](x, turn, positions, cache, program)
+            if cache is not None:
+                cache.advance(batch.mask, tokens)
+            if stop_at_layer is not None:
+                return x
+            if return_type is None and not self._readout_observed():
+                return None
+            logits = self.unembed(self.ln_final(x)[:, -logits_to_keep:])
+            return self._result(logits, batch, return_type, loss_per_token)
 
-    def _start(
+    def _batch(
         self,
         input: Any,
         mask: Tensor | None,
         padding_side: str | None,
         prepend_bos: bool,
         start_at_layer: int | None,
-    ) -> tuple[Tensor, Batch]:
-        """The residual stream before the first layer that runs, and the tokens' mask."""
+    ) -> Batch:
+        """Tokens and mask; no tokens where a residual is given."""
+        if start_at_layer is None:
+            return self.read(input, mask, padding_side, prepend_bos)
+        if not isinstance(input, Tensor) or input.ndim != 3:
+            raise ValueError("start_at_layer: input must be a residual [batch, pos, d_model]")
+        return Batch(torch.empty(0), as_mask(mask, input.shape[:2], input.device))
+
+    def _start(self, input: Any, batch: Batch, start_at_layer: int | None) -> Tensor:
+        """The residual stream before the first layer that runs."""
         if start_at_layer is not None:
-            if not isinstance(input, Tensor) or input.ndim != 3:
-                raise ValueError("start_at_layer: input must be a residual [batch, pos, d_model]")
-            x = input.to(self.activation_dtype)
-            return x, Batch(torch.empty(0), as_mask(mask, input.shape[:2], input.device))
-        batch = self.read(input, mask, padding_side, prepend_bos)
+            return input.to(self.activation_dtype)
         x = self.embed(batch.tokens)
         if torch.is_grad_enabled() and self._gradients_wanted():
             x.requires_grad_()
-        return self.hook_embed(x), batch
+        return self.hook_embed(x)
 
     def _gradients_wanted(self) -> bool:
         """Whether an observer may differentiate: then the graph starts at the embedding."""
@@ -242,6 +256,7 @@ class GptOss(WeightViews, GenerateMixin):
         routing: bool = True,
         router_logits: bool = False,
         device: torch.device | str = "cpu",
+        edits: Sequence[Edit] = (),
     ):
         """One forward pass recorded as a `Trace`: tokens, spans, routing, chosen activations.
 
@@ -254,10 +269,11 @@ class GptOss(WeightViews, GenerateMixin):
         if messages is not None:
             input = torch.tensor([self.render(messages)])
         tokens, mask = self.read(cast(Any, input), attention_mask)
-        return trace_run(
-            self, tokens, mask, names_filter=names_filter, pos_slice=pos_slice,
-            routing=routing, router_logits=router_logits, device=device,
-        )  # fmt: skip
+        with self.edited(*edits):
+            return trace_run(
+                self, tokens, mask, names_filter=names_filter, pos_slice=pos_slice,
+                routing=routing, router_logits=router_logits, device=device,
+            )  # fmt: skip
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All weights under their Hugging Face names, experts packed."""
