@@ -134,7 +134,7 @@ def digits_to_look_up(model, n=6):
     tokens, mask = model.encode_batch(texts)
     found = torch.zeros_like(mask)
     for i, row in enumerate(tokens.tolist()):
-        strings = model.tokenizer.strings(row)
+        strings = model.require_tokenizer().strings(row)
         end = int(mask[i].sum())
         answer = max(j for j in range(end) if strings[j] == "<|message|>")
         for j in range(answer + 1, end - 1):

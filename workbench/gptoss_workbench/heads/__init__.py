@@ -1,0 +1,14 @@
+"""What attention heads attend to: summaries, sentences, and rows on request."""
+
+from .rows import AttentionRows, attention_rows
+from .sentences import SentenceAttention, sentence_attention
+from .summaries import HeadSummary, head_summary
+
+__all__ = [
+    "AttentionRows",
+    "HeadSummary",
+    "SentenceAttention",
+    "attention_rows",
+    "head_summary",
+    "sentence_attention",
+]
