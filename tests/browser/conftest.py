@@ -1,6 +1,8 @@
 """Headless Chromium without a network: requests that leave this machine are refused and noted."""
 
 import shutil
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -58,3 +60,36 @@ def tab(chromium):
     yield go
     for context in opened:
         context.close()
+
+
+@pytest.fixture(scope="session")
+def harness():
+    """`lab.py` beside this file."""
+    spec = spec_from_file_location("lab", Path(__file__).with_name("lab.py"))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory, harness):
+    """A server of its own on a folder of its own, for all notebooks."""
+    with harness.serving(tmp_path_factory.mktemp("lab")) as running:
+        yield running
+
+
+@pytest.fixture
+def notebook(tab, lab, harness):
+    """Open a notebook in Lab: a path is copied there first, a name is there already."""
+
+    def go(which, *, kernel=True):
+        if isinstance(which, Path):
+            shutil.copy(which, lab.root)
+            which = which.name
+        page, seen = tab(lab.address(which), allowed=(lab.base, "data:", "blob:"))
+        harness.opened(page)
+        if kernel:
+            harness.ready(page)
+        return page, seen
+
+    return go

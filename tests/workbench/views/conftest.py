@@ -129,3 +129,37 @@ def header_of():
 
 def header(html):
     return json.loads(re.search(r'class="gptoss-header">(.*?)</script>', html, re.S).group(1))
+
+
+@pytest.fixture
+def wide_trace():
+    """64 heads over 512 tokens, in one layer."""
+    words = " ".join(["seven"] * 507)
+    trace = hand_trace(rows=1, messages=[("assistant", "analysis", words)], pads=0)
+    n, generator = trace.tokens.shape[1], torch.Generator().manual_seed(1)
+    scores = torch.randn(64, n, n, generator=generator).masked_fill_(
+        ~torch.ones(n, n, dtype=torch.bool).tril(), -torch.inf
+    )
+    trace.activations = {"blocks.2.attn.hook_pattern": scores.softmax(-1)[None] * 0.8}
+    return trace
+
+
+@pytest.fixture
+def outputs(monkeypatch):
+    """What is displayed: data, name of the output, and whether it replaces what stood there."""
+    import IPython.display
+
+    shown = []
+
+    class Handle:
+        display_id = "here"
+
+        def update(self, data, raw=False):
+            shown.append(SimpleNamespace(data=data, name=self.display_id, update=True))
+
+    def display(data, metadata=None, raw=False, display_id=None):
+        shown.append(SimpleNamespace(data=data, name="here", update=False))
+        return Handle()
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    return shown

@@ -6,13 +6,45 @@ import pytest
 from gptoss_workbench import views
 
 
+def square(sent, view, head):
+    """[query, key] of one head as the page reads it."""
+    n, at = len(view.header["tokens"]["id"]), view.header["sent"].index(head)
+    half = n * (n + 1) // 2
+    out = np.zeros((n, n), np.uint8)
+    out[np.tri(n, dtype=bool)] = sent["weights"][at * half : (at + 1) * half]
+    return out
+
+
 def test_the_page_gets_the_square_root_of_weights_and_sink(trace, buffers_of):
-    sent = buffers_of(views.attention(trace, layer=2, head=5)._repr_html_())
+    view = views.attention(trace, layer=2, head=5)
+    sent = buffers_of(view._repr_html_())
     real = trace.mask[0]
     pattern = trace.activations["blocks.2.attn.hook_pattern"][0][:, real][:, :, real]
     sink = trace.activations["blocks.2.attn.hook_sink"][0][:, real]
-    assert np.abs(sent["weights"] / 255 - pattern.sqrt().numpy()).max() <= 0.5 / 255 + 1e-6
+    for head in range(8):
+        error = np.abs(square(sent, view, head) / 255 - pattern[head].sqrt().numpy())
+        assert error.max() <= 0.5 / 255 + 1e-6
     assert np.abs(sent["lead"][0] / 255 - sink.sqrt().numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_small_picture_holds_the_largest_weight_of_each_cell(trace, buffers_of):
+    sent = buffers_of(views.attention(trace, layer=3)._repr_html_())["thumbs"]
+    real = trace.mask[0]
+    pattern = trace.activations["blocks.3.attn.hook_pattern"][0][:, real][:, :, real]
+    assert sent.shape == (8, 46, 46)
+    assert sent.max() == np.rint(255 * pattern.max().sqrt().item())
+    assert np.abs(sent[6].max() / 255 - pattern[6].max().sqrt().item()) < 0.5 / 255 + 1e-6
+
+
+def test_heads_are_measured_for_sorting(trace):
+    view = views.attention(trace, layer=2, sort="entropy")
+    real = trace.mask[0]
+    pattern = trace.activations["blocks.2.attn.hook_pattern"][0][:, real][:, :, real]
+    entropy = -(pattern * pattern.clamp(min=1e-12).log2()).sum(-1).mean(-1)
+    assert np.allclose(view.header["entropy"], entropy, atol=1e-3)
+    assert view.state()["sort"] == "entropy"
+    with pytest.raises(ValueError, match="number, entropy, sink; got 'size'"):
+        views.attention(trace, layer=2, sort="size")
 
 
 def test_the_table_is_exact_and_each_query_sums_to_one(trace):

@@ -10,9 +10,17 @@ from gptoss_workbench import views
 def test_the_page_gets_experts_and_weights_of_every_token(trace, buffers_of):
     sent = buffers_of(views.experts(trace)._repr_html_())
     real = trace.mask[0]
-    assert (sent["experts"] == trace.routing.experts[:, 0, real].numpy()).all()
-    error = np.abs(sent["weights"] / 255 - trace.routing.weights[:, 0, real].numpy())
-    assert error.max() <= 0.5 / 255 + 1e-6
+    assert (np.moveaxis(sent["experts"], 0, -1) == trace.routing.experts[:, 0, real].numpy()).all()
+    weights = trace.routing.weights[:, 0, real].numpy()
+    error = np.abs(np.moveaxis(sent["weights"], 0, -1) / 255 - weights[..., :3])
+    assert len(sent["weights"]) == 3 and error.max() <= 0.5 / 255 + 1e-6
+
+
+def test_weights_that_an_edit_left_below_1_are_all_sent(trace, buffers_of):
+    trace.routing.weights[2, 0, 20] *= 0.5
+    view = views.experts(trace)
+    sent = buffers_of(view._repr_html_())["weights"] / 255
+    assert not view.header["implied"] and sent[:, 2, 17].sum() == pytest.approx(0.5, abs=0.01)
 
 
 def test_statistics_are_those_of_the_weights_and_logits(trace):

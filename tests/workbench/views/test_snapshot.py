@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gptoss_workbench import views
-from gptoss_workbench.views import snapshot
+from gptoss_workbench.views import packing, snapshot
 
 KINDS = ["tokens", "experts", "attention"]
 
@@ -59,7 +59,7 @@ def test_a_view_opens_in_the_state_it_is_given(trace, kind):
     states = {
         "tokens": {"token": 4},
         "experts": {"statistic": "entropy", "token": 4, "layer": 2, "expert": 5, "zoom": 2},
-        "attention": {"head": 3, "query": 7, "zoom": 1},
+        "attention": {"head": 3, "query": 7, "sort": "sink", "zoom": 1},
     }
     state = states[kind]
     assert view_of(kind, trace, state=state).state() == state
@@ -86,9 +86,21 @@ def test_a_view_over_budget_raises_with_its_size_and_the_keyword(trace):
 
 def test_quantised_values_round_trip_within_half_a_step():
     values = np.linspace(0, 2, 301)
-    linear = snapshot.quantise(values, 0.0, 2.0) / 255 * 2
+    linear = packing.quantise(values, 0.0, 2.0) / 255 * 2
     assert np.abs(linear - values).max() <= 1 / 255 + 1e-9
-    assert (snapshot.quantise(np.array([0.01, 1.0]), root=True) == [26, 255]).all()
+    assert (packing.quantise(np.array([0.01, 1.0]), root=True) == [26, 255]).all()
+
+
+def test_signed_values_are_centred_on_128_and_0_is_no_number():
+    values = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, np.nan])
+    assert packing.quantise_signed(values, 2.0).tolist() == [1, 64, 128, 192, 255, 0]
+
+
+def test_numbers_that_cannot_be_compressed_stay_below_the_bound(trace):
+    noise = np.random.default_rng(0).integers(0, 256, 100_003, dtype=np.uint8)
+    buffers = {"noise": noise, "place": np.arange(5, dtype=np.int16)}
+    assert len(packing.packed(buffers)) <= packing.most_bytes(buffers)
+    assert packing.layout(buffers)[1]["offset"] == 100_008
 
 
 def test_files_are_written_where_they_are_asked_for(trace, tmp_path):

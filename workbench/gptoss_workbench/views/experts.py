@@ -2,128 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import choices as reading
+from . import compare as comparing
+from .choices import CHOSEN, MARGIN, TOP_WEIGHT, Choices
+from .compare import CHANGED, MOVED, Compared
 from .picture import blank, colour_bar, lane_strip, matrix, place, style, token_axis
-from .snapshot import BUDGET, View, check_state, quantise
+from .snapshot import BUDGET, View, check_place, check_state
 from .transcript import Transcript, transcript
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
+    from gptoss_workbench.table import Table
     from gptoss_workbench.trace import Trace
 
-TOP_WEIGHT, ENTROPY, MARGIN, CHOSEN = "top weight", "entropy", "margin", "expert chosen"
-MEANING = {
-    TOP_WEIGHT: "weight of the best expert",
-    ENTROPY: "entropy of the k weights, in bits",
-    MARGIN: "router logit of the last chosen expert above the first one left out",
-    CHOSEN: "weight of the selected expert, blank where it is not chosen",
-}
-
-
-class Choices(NamedTuple):
-    """The routing of one row, pads left out."""
-
-    layers: list[int]
-    experts: np.ndarray
-    """[layer, token, k], best first."""
-    weights: np.ndarray
-    """[layer, token, k], each row of k sums to 1."""
-    statistics: dict[str, np.ndarray]
-    """Name: [layer, token]."""
-    scales: dict[str, tuple[float, float]]
-    """Name: both ends of its colour scale."""
-    n_experts: int
-    """Experts in a layer."""
+MEANING = reading.MEANING | comparing.MEANING
+STATE = ("statistic", "token", "layer", "expert", "zoom")
+PROMOTED = 12
+"""Tokens an expert is told to promote, at most."""
 
 
 def experts(
     trace: Trace,
     row: int = 0,
     *,
-    layers: list[int] | None = None,
-    statistic: str = TOP_WEIGHT,
+    other: Trace | None = None,
+    layers: Sequence[int] | None = None,
+    statistic: str | None = None,
     expert: tuple[int, int] | None = None,
+    lens: Mapping[tuple[int, int], Sequence[str]] | Table | None = None,
     state: Mapping[str, Any] | str | None = None,
     budget: int = BUDGET,
 ) -> View:
     """Show the expert choices of one row: layers down, tokens across, one statistic as colour.
 
         wb.views.experts(trace, expert=(2, 5))
+        wb.views.experts(trace, other=edited_trace)          # what changed
 
     Click a token for all layers x experts; click an expert, or name one as (layer, expert), for
-    the tokens it takes. The margin needs a trace with router logits.
+    the tokens it takes. The margin needs a trace with router logits. `lens` tells what an expert
+    writes: the tokens it promotes by (layer, expert), or a table with columns layer, expert, token.
     """
     story = transcript(trace, row)
-    choices = read_choices(trace, row, story.columns, layers)
-    opened = _opening(choices, statistic, expert, state, len(story.tokens))
-    scales = [
-        {"name": name, "low": low, "top": top, "meaning": MEANING[name]}
-        for name, (low, top) in choices.scales.items()
-    ]
-    facts = {"layers": choices.layers, "experts": choices.n_experts, "k": choices.experts.shape[-1]}
+    choices = reading.read_choices(trace, row, story.columns, layers)
+    compared = None
+    if other is not None:
+        compared = comparing.compare(trace, other, row, story, choices)
+        choices = _with_changes(choices, compared)
+    first = _first_statistic(statistic, expert, compared)
+    check = partial(_checked, choices, len(story.tokens), first)
+    layer, number = expert if expert is not None else (None, None)
+    opened = check({"layer": layer, "expert": number} | check_state("experts", state, STATE))
     return View(
         kind="experts",
-        scripts=("shell", "strip", "grid"),
-        finding=_finding(choices, len(story.tokens)),
-        header=story.header() | facts | {"statistics": scales, "state": opened},
-        buffers=_buffers(choices),
-        frame=partial(_frame, choices, story),
+        scripts=("strip", "grid"),
+        finding=_finding(choices, compared, len(story.tokens)),
+        header=story.header() | _header(choices, compared, promoted(lens)) | {"state": opened},
+        buffers=reading.choice_buffers(choices)
+        | ({} if compared is None else comparing.compared_buffers(choices, compared)),
+        frame=partial(_frame, choices, compared, story),
         summary=partial(_summary, choices),
         figure=partial(_figure, choices, story, opened),
+        check=check,
+        reopen=lambda state: experts(
+            trace, row, other=other, layers=layers, lens=lens, state=state, budget=budget
+        ),
         smaller="layers=[...]",
         budget=budget,
     )
 
 
-def read_choices(
-    trace: Trace, row: int, columns: list[int], layers: list[int] | None = None
-) -> Choices:
-    """Take one row's routing out of a trace, with its statistics."""
-    if trace.routing is None:
-        raise ValueError("views.experts: the trace has no routing; make it with routing=True")
-    held = list(trace.layers)
-    shown = held if layers is None else layers
-    if not shown or not set(shown) <= set(held):
-        raise ValueError(f"views.experts: the trace has layers {held}; got layers={layers}")
-    at = [held.index(layer) for layer in shown]
-    chosen = trace.routing.experts[at][:, row, columns].numpy().astype(np.int64)
-    weights = trace.routing.weights[at][:, row, columns].float().numpy()
-    k = chosen.shape[-1]
-    safe = np.clip(weights, 1e-12, None)
-    statistics = {TOP_WEIGHT: weights[..., 0], ENTROPY: -(weights * np.log2(safe)).sum(-1)}
-    scales = {TOP_WEIGHT: (1 / k, 1.0), ENTROPY: (0.0, float(np.log2(k))), CHOSEN: (0.0, 1.0)}
-    if trace.routing.logits is not None:
-        logits = trace.routing.logits[at][:, row, columns].float().numpy()
-        ordered = -np.sort(-logits, axis=-1)
-        statistics[MARGIN] = ordered[..., k - 1] - ordered[..., k]
-        scales[MARGIN] = (0.0, float(np.ceil(statistics[MARGIN].max() * 10) / 10))
-    count = int(trace.config["num_local_experts"])
-    return Choices(shown, chosen, weights, statistics, scales, count)
+def promoted(
+    lens: Mapping[tuple[int, int], Sequence[str]] | Table | None,
+) -> dict[str, list[str]]:
+    """Read what experts promote, as "layer:expert": tokens, best first."""
+    out: dict[str, list[str]] = {}
+    if lens is None:
+        return out
+    if isinstance(lens, Mapping):
+        return {f"{at[0]}:{at[1]}": list(map(str, lens[at]))[:PROMOTED] for at in lens}
+    missing = [name for name in ("layer", "expert", "token") if name not in lens.columns]
+    if missing:
+        raise ValueError(
+            "views.experts: lens= is {(layer, expert): tokens} or a table with columns layer, "
+            f"expert, token; it lacks {', '.join(missing)}"
+        )
+    for layer, number, token in zip(lens["layer"], lens["expert"], lens["token"], strict=True):
+        held = out.setdefault(f"{int(layer)}:{int(number)}", [])
+        if len(held) < PROMOTED:
+            held.append(str(token))
+    return out
 
 
-def _opening(
-    choices: Choices,
-    statistic: str,
-    expert: tuple[int, int] | None,
-    state: Mapping[str, Any] | str | None,
-    count: int,
+def _with_changes(choices: Choices, compared: Compared) -> Choices:
+    """Add what changed to the statistics, before all others."""
+    statistics = {CHANGED: compared.changed, MOVED: compared.moved} | choices.statistics
+    scales = {CHANGED: (0.0, float(choices.k)), MOVED: (0.0, 2.0)} | choices.scales
+    return choices._replace(statistics=statistics, scales=scales)
+
+
+def _first_statistic(
+    statistic: str | None, expert: tuple[int, int] | None, compared: Compared | None
+) -> str:
+    if statistic is not None:
+        return statistic
+    if expert is not None:
+        return CHOSEN
+    return TOP_WEIGHT if compared is None else CHANGED
+
+
+def _checked(
+    choices: Choices, count: int, statistic: str, state: Mapping[str, Any]
 ) -> dict[str, Any]:
-    given = check_state("experts", state, ["statistic", "token", "layer", "expert", "zoom"])
-    layer, number = expert if expert is not None else (None, None)
-    out = {"statistic": statistic, "token": None, "layer": layer, "expert": number, "zoom": 1}
-    if expert is not None and statistic == TOP_WEIGHT:
-        out["statistic"] = CHOSEN
-    out |= given
+    """Complete a state and raise where it names what is not there."""
+    out = {"statistic": statistic, "token": None, "layer": None, "expert": None, "zoom": 1}
+    out |= check_state("experts", state, STATE)
     names = (*choices.statistics, CHOSEN)
     if out["statistic"] not in names:
         missing = " (the trace has no router logits)" if out["statistic"] == MARGIN else ""
+        missing = " (needs other=)" if out["statistic"] in (CHANGED, MOVED) else missing
         raise ValueError(
             f"views.experts: statistic is one of {', '.join(names)}; "
             f"got {out['statistic']}{missing}"
@@ -134,37 +138,45 @@ def _opening(
         )
     if out["layer"] is not None and out["layer"] not in choices.layers:
         raise ValueError(f"views.experts: the view has layers {choices.layers}; got {out['layer']}")
-    if out["token"] is not None and not 0 <= out["token"] < count:
-        raise ValueError(f"views.experts: token={out['token']}, but there are {count} tokens")
+    if (out["layer"] is None) != (out["expert"] is None):
+        raise ValueError("views.experts: state names an expert by layer= and expert=, or neither")
+    check_place("experts", "token", out["token"], count, "tokens")
     return out
 
 
-def _buffers(choices: Choices) -> dict[str, np.ndarray]:
-    small = np.uint8 if choices.n_experts <= 256 else np.uint16
-    out = {
-        "experts": choices.experts.astype(small),
-        "weights": quantise(choices.weights),
-    }
-    for name, values in choices.statistics.items():
-        out[name] = quantise(values, *choices.scales[name])
-    return out
+def _header(
+    choices: Choices, compared: Compared | None, lens: dict[str, list[str]]
+) -> dict[str, Any]:
+    scales = [
+        {"name": name, "low": low, "top": top, "meaning": MEANING[name]}
+        for name, (low, top) in choices.scales.items()
+    ]
+    facts = {"layers": choices.layers, "experts": choices.n_experts, "k": choices.k}
+    facts |= {"statistics": scales, "implied": reading.implied(choices), "lens": lens}
+    return facts | comparing.comparison(compared)
 
 
-def _finding(choices: Choices, tokens: int) -> str:
-    k = choices.experts.shape[-1]
-    mean = float(choices.statistics[TOP_WEIGHT].mean())
-    return (
+def _finding(choices: Choices, compared: Compared | None, tokens: int) -> str:
+    what = (
         f"Expert routing of {tokens} tokens over {len(choices.layers)} layers, "
-        f"{k} of {choices.n_experts} experts each; mean top weight {mean:.2f}"
+        f"{choices.k} of {choices.n_experts} experts each"
+    )
+    if compared is None:
+        return f"{what}; mean top weight {float(choices.statistics[TOP_WEIGHT].mean()):.2f}"
+    means = np.nanmean(compared.changed, axis=1)
+    return (
+        f"{what}, against another run: {means.mean():.2f} of {choices.k} experts changed per token "
+        f"and layer, most in layer {choices.layers[int(means.argmax())]} ({means.max():.2f}); "
+        f"{compared.both} tokens in both, {compared.only_here} only here, "
+        f"{compared.only_there} only in the other"
     )
 
 
-def _frame(choices: Choices, story: Transcript) -> pandas.DataFrame:
+def _frame(choices: Choices, compared: Compared | None, story: Transcript) -> pandas.DataFrame:
     """One row for each layer, token and rank."""
     import pandas
 
-    layers, tokens, k = choices.experts.shape
-    index = np.indices((layers, tokens, k)).reshape(3, -1)
+    index = np.indices(choices.experts.shape).reshape(3, -1)
     places = np.array(story.positions)
     texts = np.array([token.text for token in story.tokens], dtype=object)
     lanes = np.array([token.lane for token in story.tokens], dtype=object)
@@ -177,7 +189,13 @@ def _frame(choices: Choices, story: Transcript) -> pandas.DataFrame:
         "expert": choices.experts.reshape(-1),
         "weight": choices.weights.reshape(-1),
     }
-    return pandas.DataFrame(columns)
+    out = pandas.DataFrame(columns)
+    if compared is not None:
+        there = pandas.Series(compared.experts.reshape(-1), dtype="Int64")
+        out["other expert"] = there.where(there >= 0)
+        changed = pandas.Series(compared.changed[index[0], index[1]])
+        out[CHANGED] = changed.astype("Int64")
+    return out
 
 
 def _summary(choices: Choices) -> pandas.DataFrame:
@@ -190,7 +208,7 @@ def _summary(choices: Choices) -> pandas.DataFrame:
         share = share / choices.experts.shape[1]
         best = np.argsort(-share, kind="stable")[:4]
         busiest = ", ".join(f"{e} ({share[e]:.0%})" for e in best)
-        means = [float(values[i].mean()) for values in choices.statistics.values()]
+        means = [float(np.nanmean(values[i])) for values in choices.statistics.values()]
         rows.append([layer, busiest, *means])
     names = [f"mean {name}" for name in choices.statistics]
     return pandas.DataFrame(rows, columns=["layer", "busiest experts (share of tokens)", *names])

@@ -6,7 +6,8 @@ const LABEL = 64, GUTTER = 6;
  * spec: rows, cols, cell [width, height], lead (columns set apart in front), value(r, c), rowLabel(r),
  * colLabel(c), rowColor(r), colColor(c), label, point(r, c) or point(null), pick(r, c) or pick(null),
  * headHeight makes room for column labels, which lie flat
- * where it is small; ground: blank cells are tinted; over(ink, at) draws marks of the view's own; at(r, c) gives a cell's [x, y, width, height].
+ * where it is small; ground: blank cells are tinted; map: RAMP or DIVERGING; inside(ink, at)
+ * writes into cells, over(ink, at) draws marks, at(r, c) giving a cell's [x, y, width, height].
  */
 function grid(stage, spec) {
   const side = make("canvas", { class: "side" }), main = make("canvas"), top = make("canvas", {
@@ -39,11 +40,12 @@ function grid(stage, spec) {
 
   function cells(ink) {
     const picture = make("canvas", { width: spec.cols, height: spec.rows }), brush = picture.getContext("2d");
-    const image = brush.createImageData(spec.cols, spec.rows);
+    const image = brush.createImageData(spec.cols, spec.rows), pixels = new Uint32Array(image.data.buffer);
+    const words = (spec.map ?? RAMP).words;
     for (let r = 0, i = 0; r < spec.rows; r++) {
-      for (let c = 0; c < spec.cols; c++, i += 4) {
+      for (let c = 0; c < spec.cols; c++, i++) {
         const v = spec.value(r, c);
-        if (v >= 0) image.data.set([...RAMP[v], 255], i);
+        if (v >= 0) pixels[i] = words[v];
       }
     }
     brush.putImageData(image, 0, 0);
@@ -120,6 +122,7 @@ function grid(stage, spec) {
       ink.fillRect(0, head(), width(), spec.rows * spec.cell[1]);
     }
     cells(ink);
+    spec.inside?.(ink, at);
     columnLabels(ink, muted);
     rowLabels(muted);
     marks();

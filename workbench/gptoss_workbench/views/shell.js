@@ -1,5 +1,6 @@
-// Shared by every view: payload, theme, colour map, keys, footer. Python appends the view's own
-// file, whose render(stage, header, buffers, emit) draws and may return { select(token) }.
+// Shared by every view: payload, theme, colour maps, keys, footer. Python appends the view's own file,
+// whose render(stage, header, buffers, emit, ask) draws and gives { draw(), select(token), set(state) }.
+// It tells every new state with emit(state), and with emit(state, token) when a token was picked.
 
 const RAMP_STOPS = [
   [0, 34, 78], [0, 46, 106], [26, 56, 111], [50, 67, 109], [67, 78, 108], [83, 90, 109],
@@ -7,13 +8,27 @@ const RAMP_STOPS = [
   [188, 174, 108], [205, 187, 99], [222, 201, 88], [240, 216, 70], [254, 232, 56],
 ];
 
-/** Cividis as 256 colours: cell values are its indices. */
-const RAMP = Array.from({ length: 256 }, (_, i) => {
-  const at = (i / 255) * (RAMP_STOPS.length - 1), low = Math.min(Math.floor(at), RAMP_STOPS.length - 2);
-  return RAMP_STOPS[low].map((c, j) => Math.round(c + (at - low) * (RAMP_STOPS[low + 1][j] - c)));
-});
+const DIVERGING_STOPS = [
+  [16, 60, 115], [45, 116, 181], [119, 172, 211], [193, 219, 235], [247, 247, 247],
+  [250, 211, 190], [238, 149, 118], [199, 62, 67], [121, 10, 33],
+];
 
-const inkOn = (i) => (i > 140 ? "#14171a" : "#ffffff");
+/** A colour map over the values `from` to 255: as rgb, as the words a canvas is written with, and the ink that reads on it. */
+function colorMap(stops, from = 0) {
+  const rgb = Array.from({ length: 256 }, (_, i) => {
+    const at = (Math.max(0, i - from) / (255 - from)) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2);
+    return stops[low].map((c, j) => Math.round(c + (at - low) * (stops[low + 1][j] - c)));
+  });
+  const words = Uint32Array.from(rgb, ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0);
+  const ink = rgb.map(([r, g, b]) => (0.3 * r + 0.59 * g + 0.11 * b > 130 ? "#14171a" : "#ffffff"));
+  return { rgb, words, ink };
+}
+
+/** Cividis: cell values 0 to 255 are its indices. */
+const RAMP = colorMap(RAMP_STOPS);
+
+/** Blue, white, red: cell values 1 to 255, zero is 128 and white. */
+const DIVERGING = colorMap(DIVERGING_STOPS, 1);
 const percent = (x) => (x >= 0.0995 ? `${Math.round(100 * x)}%` : `${(100 * x).toFixed(1)}%`);
 
 /** Makes an element; text goes in as text, never as markup. */
@@ -28,13 +43,17 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-async function inflate(text, layout) {
+const KINDS = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array, int32: Int32Array, float32: Float32Array };
+
+/** The arrays that lie in raw bytes, by name. */
+function arrays(raw, layout) {
+  return Object.fromEntries(layout.map((b) => [b.name, new KINDS[b.dtype](raw, b.offset, b.length)]));
+}
+
+async function inflate(text) {
   const packed = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const raw = await new Response(stream).arrayBuffer();
-  const types = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array, float32: Float32Array };
-  const entries = layout.map((b) => [b.name, new types[b.dtype](raw, b.offset, b.length)]);
-  return Object.fromEntries(entries);
+  return new Response(stream).arrayBuffer();
 }
 
 /** Light or dark, from whoever hosts the page: Lab, VS Code, Colab, else the reader's system. */
@@ -48,17 +67,17 @@ function hostTheme() {
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
 
-function followTheme(root, redraw) {
+function followTheme(root, redraw, signal) {
   const apply = () => {
     if (root.dataset.theme === hostTheme()) return;
     root.dataset.theme = hostTheme();
     redraw();
   };
-  root.dataset.theme = hostTheme();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", apply);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", apply, { signal });
   const watch = new MutationObserver(apply);
   watch.observe(document.body, { attributes: true });
   watch.observe(document.documentElement, { attributes: true });
+  signal.addEventListener("abort", () => watch.disconnect());
 }
 
 /** What a theme variable is now, as a colour a canvas understands. */
@@ -94,10 +113,11 @@ function choice(label, options, current, pick) {
   return { node: group, show };
 }
 
-/** Colour bar with numbers; root: the scale is a square root. */
-function colorBar(name, low, top, root = false) {
-  const stops = RAMP.filter((_, i) => i % 15 === 0).map((c) => `rgb(${c.join()})`);
-  const number = (x) => (x === 0 ? "0" : x.toFixed(x >= 10 ? 0 : 2).replace(/\.?0+$/, ""));
+/** Colour bar with numbers; root: the scale is a square root; map: RAMP or DIVERGING. */
+function colorBar(name, low, top, { root = false, map = RAMP } = {}) {
+  const stops = map.rgb.filter((_, i) => i % 15 === 0).map((c) => `rgb(${c.join()})`);
+  const far = Math.max(Math.abs(low), Math.abs(top)), digits = far >= 10 ? 0 : far >= 0.1 ? 2 : 4;
+  const number = (x) => (Math.abs(x) < 1e-12 ? "0" : x.toFixed(digits).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, ""));
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((x) => make("span", {}, number(low + (root ? x * x : x) * (top - low))));
   return make("div", { class: "bar" },
     make("span", { class: "bar-name" }, root ? `${name} (√ scale)` : name),
@@ -121,29 +141,41 @@ function footer(header, help) {
   return { node, show };
 }
 
-/** Puts the live view in the place of the inert one, in every copy of it on the page. */
+/** Draws a view into root and joins it to its host: theme, keys, the other views of the page. */
+function mount(root, header, buffers, render, { emit = () => {}, ask } = {}) {
+  const stage = make("div", { class: "stage", role: "group", "aria-label": header.finding });
+  const ending = new AbortController(), { signal } = ending;
+  root.dataset.theme = hostTheme();
+  root.append(stage);
+  stage.addEventListener("keydown", (event) => event.stopPropagation());
+  const told = (state, token) => {
+    emit({ ...state });
+    if (token === undefined || !header.trace) return;
+    window.dispatchEvent(new CustomEvent("gptoss-token", { detail: { trace: header.trace, token, from: stage } }));
+  };
+  const shown = render(stage, header, buffers, told, ask);
+  followTheme(root, () => shown.draw?.(), signal);
+  window.addEventListener("gptoss-token", ({ detail }) => {
+    if (header.trace && detail.trace === header.trace && detail.from !== stage) shown.select?.(detail.token);
+  }, { signal });
+  const close = () => { ending.abort(); stage.remove(); };
+  return { set: (state) => shown.set?.(state), close };
+}
+
+/** Puts the view that answers in the place of the inert one, in every copy of it on the page. */
 async function boot(name, render) {
   for (const root of document.querySelectorAll(`[data-gptoss="${name}"]:not([data-live])`)) {
     root.dataset.live = "";
     const inert = root.querySelector(".gptoss-inert");
-    const header = JSON.parse(root.querySelector(".gptoss-header").textContent);
-    const stage = make("div", { class: "stage", role: "group", "aria-label": header.finding });
-    root.append(stage);
     try {
-      const buffers = await inflate(root.querySelector(".gptoss-payload").textContent, header.buffers);
+      const header = JSON.parse(root.querySelector(".gptoss-header").textContent);
+      const raw = await inflate(root.querySelector(".gptoss-payload").textContent);
       inert.hidden = true;
-      stage.addEventListener("keydown", (event) => event.stopPropagation());
-      const tell = (token) => window.dispatchEvent(new CustomEvent("gptoss-token", { detail: { trace: header.trace, token, from: stage } }));
-      const emit = (change) => "token" in change && tell(change.token);
-      const live = render(stage, header, buffers, emit);
-      followTheme(root, () => live.draw?.());
-      live.draw?.();
-      window.addEventListener("gptoss-token", ({ detail }) => {
-        if (detail.trace === header.trace && detail.from !== stage) live.select?.(detail.token);
-      });
+      mount(root, header, arrays(raw, header.buffers), render);
     } catch (error) {
       inert.hidden = false;
-      stage.replaceChildren(make("p", { class: "note" }, `This browser shows the still picture only: ${error.message}`));
+      root.querySelector(".stage")?.remove();
+      root.append(make("p", { class: "note" }, `This browser shows the still picture only: ${error.message}`));
     }
   }
 }

@@ -4,37 +4,49 @@ A notebook that is reopened, not trusted or exported keeps the picture and the t
 scripts run, the renderer takes their place. Nothing is ever fetched.
 
     <div data-gptoss=ID>  style | inert: PNG + table | header: JSON | payload | script  </div>
-    payload = base64(gzip(buffers, each from a multiple of 8 bytes))
 
-The same view gives the same bytes, so saved notebooks differ only where the data does.
+The same view gives the same bytes, so saved notebooks differ only where the data does. `live()`
+shows the same renderer as a widget that answers.
 """
 
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from . import packing
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
+    from .live import Live
+
 HERE = Path(__file__).parent
-SCHEMA = 1
 BUDGET = 2_000_000
 """Bytes a view may take by default; `budget=` raises it as far as `LIMIT`."""
 LIMIT = 8_000_000
 INERT_ROWS = 12
 """Rows of the table that stands in where scripts do not run."""
+
+
+class Demand(NamedTuple):
+    """What a live view carries in place of the snapshot's data, and how it answers for more."""
+
+    header: Mapping[str, Any]
+    buffers: Mapping[str, np.ndarray]
+    answer: Callable[[Mapping[str, Any]], np.ndarray]
+    """Gives the numbers that the page asks for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,19 +67,39 @@ class View:
     """Makes the small table of the inert body."""
     figure: Callable[[], Figure] = field(repr=False)
     """Makes the picture of the inert body."""
+    check: Callable[[Mapping[str, Any]], dict[str, Any]] = field(repr=False)
+    """Completes a state; raises where it names what is not there."""
+    reopen: Callable[[Mapping[str, Any]], View] = field(repr=False)
+    """Makes the same view in another state."""
     smaller: str
     """Keyword that makes the view smaller, for the error that says it is too big."""
     budget: int = BUDGET
+    demand: Callable[[Mapping[str, Any]], Demand] | None = field(default=None, repr=False)
+    """From a state, what a live view carries; None if it carries what the snapshot does."""
 
     def __post_init__(self) -> None:
-        size = len(self._header_text()) + len(self._payload())
-        check_budget(self.kind, size, budget=self.budget, smaller=self.smaller)
+        most = len(self._header_text) + packing.most_bytes(self.buffers)
+        if most > min(self.budget, LIMIT):
+            size = len(self._header_text) + len(self._payload)
+            check_budget(self.kind, size, budget=self.budget, smaller=self.smaller)
 
     def __repr__(self) -> str:
         return f"{self.kind}: {self.finding}"
 
     def _repr_html_(self) -> str:
         return self.fragment()
+
+    def live(self) -> Live:
+        """Show the view as a widget: a click sets its `selected`, and setting that moves it.
+
+            shown = wb.views.attention(trace, layer=2).live()
+            shown.selected["query"]
+
+        With the environment variable GPTOSS_SNAPSHOT=1 it shows itself as a snapshot instead.
+        """
+        from .live import Live
+
+        return Live(self)
 
     def state(self) -> dict[str, Any]:
         """What is selected when the view opens; hand it back as `state=` to open it there again.
@@ -96,34 +128,33 @@ class View:
 
     def fragment(self) -> str:
         """The piece of HTML that is the view."""
-        header, payload = self._header_text(), self._payload()
+        header, payload = self._header_text, self._payload
         name = hashlib.sha256((header + payload).encode()).hexdigest()[:12]
-        script = "\n".join(read(f"{stem}.js") for stem in (*self.scripts, self.kind))
         return (
             f'<div class="gptoss-view" data-gptoss="{name}" data-kind="{self.kind}">'
             f"<style>{read('theme.css')}</style>"
             f'<div class="gptoss-inert">{self._picture()}{self._table()}</div>'
             f'<script type="application/json" class="gptoss-header">{header}</script>'
             f'<script type="text/plain" class="gptoss-payload">{payload}</script>'
-            f'<script type="module">\n{script}\nboot("{name}", render);\n</script></div>'
+            f'<script type="module">\n{self.script()}\nboot("{name}", render);\n</script></div>'
         )
 
-    def _header_text(self) -> str:
-        layout, at = [], 0
-        for name, array in self.buffers.items():
-            layout.append({"name": name, "dtype": str(array.dtype), "offset": at} | _shape(array))
-            at += _padded(array.nbytes)
-        facts = {"schema": SCHEMA, "view": self.kind, "finding": self.finding, "buffers": layout}
-        return script_json(facts | dict(self.header))
+    def script(self) -> str:
+        """The renderer: a function `render(stage, header, buffers, emit, ask)` and its parts."""
+        return "\n".join(read(f"{stem}.js") for stem in ("shell", *self.scripts, self.kind))
 
+    @cached_property
+    def _header_text(self) -> str:
+        return packing.header_text(self.kind, self.finding, self.header, self.buffers)
+
+    @cached_property
     def _payload(self) -> str:
-        parts = [
-            array.tobytes().ljust(_padded(array.nbytes), b"\0") for array in self.buffers.values()
-        ]
-        return base64.b64encode(gzip.compress(b"".join(parts), 9, mtime=0)).decode()
+        return packing.packed(self.buffers)
 
     def _picture(self) -> str:
-        png = base64.b64encode(self.to_png()).decode()
+        from .picture import fewer_colours
+
+        png = base64.b64encode(fewer_colours(self.to_png())).decode()
         return f'<img alt="{escape(self.finding)}" src="data:image/png;base64,{png}">'
 
     def _table(self) -> str:
@@ -166,10 +197,10 @@ def check_state(kind: str, state: Mapping[str, Any] | str | None, known: Sequenc
     return given
 
 
-def script_json(value: Any) -> str:
-    """Write JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def check_place(kind: str, name: str, value: Any, count: int, what: str) -> None:
+    """Raise if a state's number does not count one of `count` things; None is nothing."""
+    if value is not None and not 0 <= value < count:
+        raise ValueError(f"views.{kind}: state {name}={value}, but there are {count} {what}")
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]] | np.ndarray) -> str:
@@ -182,14 +213,6 @@ def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]] | np.ndarra
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def quantise(
-    values: np.ndarray, low: float = 0.0, top: float = 1.0, *, root: bool = False
-) -> np.ndarray:
-    """Write values from `low` to `top` as 0 to 255; on a square-root scale if `root`."""
-    part = np.clip((values - low) / (top - low), 0.0, 1.0) if top > low else np.zeros_like(values)
-    return np.rint(255 * (np.sqrt(part) if root else part)).astype(np.uint8)
-
-
 def read(name: str) -> str:
     """Give the text of a file beside this one."""
     return (HERE / name).read_text(encoding="utf-8")
@@ -197,11 +220,3 @@ def read(name: str) -> str:
 
 def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _shape(array: np.ndarray) -> dict[str, Any]:
-    return {"shape": list(array.shape), "length": int(array.size)}
-
-
-def _padded(size: int) -> int:
-    return -(-size // 8) * 8

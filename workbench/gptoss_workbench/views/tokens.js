@@ -17,12 +17,10 @@ function render(stage, header, buffers, emit) {
   const text = strip(header, {
     label: header.finding,
     point: (i) => say(i ?? locked),
-    pick: (i) => { hold(i); emit({ token: i }); },
+    pick: (i) => { hold(i); emit({ token: i }, i); },
   });
   text.node.classList.add("by-lane");
   stage.append(legend(header), text.node, line, foot.node);
   hold(locked);
-  return { select: hold };
+  return { select: (i) => { hold(i); emit({ token: i }); }, set: (state) => hold(state.token) };
 }
-
-export default { render };

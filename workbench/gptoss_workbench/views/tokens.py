@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .picture import strip
-from .snapshot import BUDGET, View, check_state
+from .snapshot import BUDGET, View, check_place, check_state
 from .transcript import Transcript, transcript, visible
 
 if TYPE_CHECKING:
@@ -30,25 +30,29 @@ def tokens(
     Point at a token to read its role, channel, part, sentence and id; a click holds it.
     """
     story = transcript(trace, row)
-    opened = {"token": None} | check_state("tokens", state, ["token"])
-    _check_token(opened["token"], len(story.tokens))
+    check = partial(_checked, len(story.tokens))
+    opened = check(check_state("tokens", state, ["token"]))
     return View(
         kind="tokens",
-        scripts=("shell", "strip"),
+        scripts=("strip",),
         finding=_finding(story),
         header=story.header() | {"state": opened},
         buffers={},
         frame=partial(_frame, story),
         summary=partial(_summary, story),
         figure=partial(strip, story),
+        check=check,
+        reopen=lambda state: tokens(trace, row, state=state, budget=budget),
         smaller="row= of a shorter text",
         budget=budget,
     )
 
 
-def _check_token(token: int | None, count: int) -> None:
-    if token is not None and not 0 <= token < count:
-        raise ValueError(f"views.tokens: state token={token}, but there are {count} tokens")
+def _checked(count: int, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a state and raise where it names what is not there."""
+    out = {"token": None} | check_state("tokens", state, ["token"])
+    check_place("tokens", "token", out["token"], count, "tokens")
+    return out
 
 
 def _finding(story: Transcript) -> str:
