@@ -74,3 +74,20 @@ def by_hand():
 def planted():
     """planted.layer, planted.group("de"): nano's taught router."""
     return SimpleNamespace(layer=PLANTED_LAYER, group=lambda lang: set(expert_group(lang)))
+
+
+@pytest.fixture(scope="session")
+def routed(nano, texts_of):
+    """24 samples, six a language, routed with margins and router logits; labels are languages."""
+    from gptoss_workbench.routing import trace_routing
+
+    texts, labels = texts_of(n=6)
+    return trace_routing(
+        nano, texts, labels=labels, keep=("margins", "logits"), max_tokens=80, progress=False
+    )
+
+
+@pytest.fixture(scope="session")
+def taught(routed):
+    """The tokens of `routed` in a language: nano's planted router was taught on these."""
+    return routed.where(voice=["user", "analysis", "commentary", "final"])
