@@ -12,6 +12,7 @@ from gptoss_workbench.patching.metrics import (
     loss,
 )
 from gptoss_workbench.patching.nodes import SITES, Cells
+from gptoss_workbench.patching.paths import Receiver, path_patching
 from gptoss_workbench.patching.result import Grid, PatchResult
 from gptoss_workbench.patching.sweep import activation_patching
 
@@ -21,6 +22,7 @@ __all__ = [
     "Grid",
     "Metric",
     "PatchResult",
+    "Receiver",
     "activation_patching",
     "attribution_patching",
     "integrated_gradients",
@@ -28,4 +30,5 @@ __all__ = [
     "log_prob",
     "logit_difference",
     "loss",
+    "path_patching",
 ]

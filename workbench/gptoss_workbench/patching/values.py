@@ -53,12 +53,12 @@ def patch(cells: Cells, base: Run, source: Run) -> Patch:
     """Find what cells of one site and one layer write into `base`."""
     site, layer = str(cells.site[0]), int(cells.layer[0])
     hook = SITES[site].hook.format(layer=layer)
-    at = _places(cells, base, source)
+    at = places_of(cells, base, source)
     if site == "expert_post":
         at, slot = _same_expert(at, base, source, layer)
         values = source.kept[hook][at.batch, at.source, slot, at.neuron]
     elif site == "expert":
-        delta = _contribution(at, source, layer, at.source) - _contribution(at, base, layer, at.pos)
+        delta = contribution(at, source, layer, at.source) - contribution(at, base, layer, at.pos)
         here = base.kept[hook][at.batch, at.pos]
         values = (here.float() + delta).to(here.dtype)
     else:
@@ -66,7 +66,8 @@ def patch(cells: Cells, base: Run, source: Run) -> Patch:
     return Patch(hook, at, _index(site, at, at.pos), values)
 
 
-def _places(cells: Cells, base: Run, source: Run) -> Places:
+def places_of(cells: Cells, base: Run, source: Run) -> Places:
+    """The entries of every cell, in every example."""
     together = cells.pos == ALL
     if together.any() and base.width != source.width:
         raise ValueError("positions='all' needs prompts of the same length; give pairs of places")
@@ -94,7 +95,7 @@ def _index(site: str, at: Places, pos: Tensor) -> tuple[Tensor, ...]:
     return at.batch, pos, *(getattr(at, part) for part in SITES[site].parts)
 
 
-def _contribution(at: Places, run: Run, layer: int, pos: Tensor) -> Tensor:
+def contribution(at: Places, run: Run, layer: int, pos: Tensor) -> Tensor:
     """weight · output of an expert at each entry, [entry, d_model]; 0 where it was not chosen."""
     indices, weights, outs = (
         run.kept[f"blocks.{layer}.mlp.hook_expert_{name}"] for name in ("indices", "weights", "out")
