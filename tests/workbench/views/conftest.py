@@ -163,3 +163,89 @@ def outputs(monkeypatch):
 
     monkeypatch.setattr(IPython.display, "display", display)
     return shown
+
+
+VOCABULARY = {7: " seven", 8: " eight", 9: "</script>", 10: ".", 11: " plus"}
+
+
+def hand_lens(layers=4, pads=2, n=6, k=3):
+    """Two rows; the target " eight" rises from rank 3 to the top, layer by layer."""
+    from gptoss_workbench.lens import LensResult
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor(list(VOCABULARY))
+    rise = torch.linspace(0, 4, layers)[:, None, None] * (ids == 8)
+    logits = torch.randn(layers, 2, n + pads, len(ids), generator=generator)
+    logits = (logits + rise[:, :, None]).log_softmax(-1)
+    top = logits.topk(k)
+    entropy = -(logits.exp() * logits).sum(-1)
+    kl = (logits[-1].exp() * (logits[-1] - logits)).sum(-1)
+    places = torch.arange(n + pads).expand(2, -1).clone()
+    places[0, :pads] = -1
+    prompt = ids[torch.arange(2 * (n + pads)).reshape(2, -1) % len(ids)]
+    return LensResult(
+        tokens=ids[top.indices],
+        log_probs=top.values,
+        log_sum_exp=torch.zeros(layers, 2, n + pads),
+        entropy=entropy,
+        target_log_prob=logits[..., 1],
+        rank=(logits > logits[..., 1:2]).sum(-1),
+        kl=kl,
+        layers=tuple(range(layers)),
+        sites=("resid_post",) * layers,
+        prompt=prompt,
+        target=torch.full((2, n + pads), 8),
+        places=places,
+        strings=VOCABULARY,
+        provenance={"model": "made by hand"},
+    )
+
+
+def hand_patches(layers=3, width=4, heads=2):
+    """Position 2 of layer 1 restores the clean run; head 1 of layer 2 works against it."""
+    from gptoss_workbench.patching import Cells, PatchResult
+    from gptoss_workbench.patching.result import Prompts
+
+    grid = np.indices((layers, width)).reshape(2, -1)
+    by_head = np.indices((layers, heads)).reshape(2, -1)
+    none, every = np.full(grid.shape[1], -1), np.full(by_head.shape[1], -1)
+    pos = np.concatenate([grid[1], every])
+    cells = Cells(
+        site=np.array(["resid_pre"] * len(none) + ["z"] * len(every)),
+        layer=np.concatenate([grid[0], by_head[0]]),
+        pos=pos,
+        source=pos,
+        head=np.concatenate([none, by_head[1]]),
+        slot=np.full(len(pos), -1),
+        expert=np.full(len(pos), -1),
+        neuron=np.full(len(pos), -1),
+    )
+    clean, corrupted = np.array([2.0, 3.0]), np.array([-2.0, -1.0])
+    effect = np.zeros(len(pos))
+    effect[(cells.site == "resid_pre") & (cells.layer == 1) & (pos == 2)] = 1.0
+    effect[(cells.site == "z") & (cells.layer == 2) & (cells.head == 1)] = -0.5
+    value = corrupted + effect[:, None] * (clean - corrupted)
+    words = [["E", " is", " 7", "."], ["B", " is", " 3", "."]]
+    other = [["E", " is", " 8", "."], ["B", " is", " 5", "."]]
+    tokens = torch.arange(8).reshape(2, 4)
+    return PatchResult(
+        cells=cells,
+        value=value,
+        clean=clean,
+        corrupted=corrupted,
+        prompts=Prompts(tokens, tokens, words, other),
+        metric="logit difference",
+        method="activation patching",
+        direction="denoise",
+        source="made by hand",
+    )
+
+
+@pytest.fixture
+def lens_result():
+    return hand_lens()
+
+
+@pytest.fixture
+def patches():
+    return hand_patches()

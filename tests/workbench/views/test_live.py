@@ -1,4 +1,4 @@
-"""Live views: what is sent, what is asked for, `selected` both ways, and the way back to a snapshot."""
+"""Live views: what is sent and asked for, `selected` both ways, the way back to a snapshot."""
 
 import json
 

@@ -2,8 +2,10 @@
 
 from .attention import attention
 from .experts import experts
+from .lens import lens
 from .page import page, trace_page
+from .patching import patching
 from .snapshot import View
 from .tokens import tokens
 
-__all__ = ["View", "attention", "experts", "page", "tokens", "trace_page"]
+__all__ = ["View", "attention", "experts", "lens", "page", "patching", "tokens", "trace_page"]

@@ -122,7 +122,9 @@ function grid(stage, spec) {
       ink.fillRect(0, head(), width(), spec.rows * spec.cell[1]);
     }
     cells(ink);
+    ink.save();
     spec.inside?.(ink, at);
+    ink.restore();
     columnLabels(ink, muted);
     rowLabels(muted);
     marks();
