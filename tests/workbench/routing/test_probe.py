@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gptoss_workbench.routing.probe import cross_validated, fold_numbers, majority
+from gptoss_workbench.routing.probe import cross_validated, fit, fold_numbers, majority
 
 
 def blobs(n=150, apart=5.0, seed=0):
@@ -17,6 +17,15 @@ def test_separate_classes_are_told_apart_and_noise_is_not():
     assert (cross_validated(x, y) == y).mean() > 0.97
     noise, y = blobs(apart=0)
     assert abs((cross_validated(noise, y) == y).mean() - 1 / 3) < 0.15
+
+
+def test_the_fit_is_where_the_penalised_likelihood_is_flat():
+    x, y = blobs(80, apart=2)
+    weight = fit(x, y, 3, l2=2.0, tolerance=1e-7)
+    logits = x @ weight[:-1] + weight[-1]
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(3)[y]
+    np.testing.assert_allclose(x.T @ p + 2.0 * weight[:-1], 0, atol=2e-5)
+    np.testing.assert_allclose(p.sum(0), 0, atol=2e-5)
 
 
 def test_class_numbers_come_back_as_they_were_given():
