@@ -75,9 +75,10 @@ def counterfactual_routes(
     drawn = np.stack(
         [rng.choice(np.unique(pool), k, replace=False) for _ in range(n * len(places))]
     )
-    case = _Case(torch.tensor(np.repeat(places, n)), torch.tensor(drawn))
+    where = np.repeat(places, n)
+    case = _Case(*(torch.tensor(each, device=ids.device) for each in (where, drawn)))
     targets = ids[case.places + 1]
-    others = ids[torch.tensor(rng.permutation(len(ids)))[case.places + 1]]
+    others = ids[torch.tensor(rng.permutation(len(ids))[where + 1], device=ids.device)]
     with torch.no_grad():
         taken, before, after = _run(model, ids, layer, case, batch_tokens)
         scores = [_log_probs(model, x, t) for t in (targets, others) for x in (before, after)]
@@ -127,7 +128,7 @@ def _run(
 
 def _fitting(places: Tensor, batch_tokens: int) -> int:
     """How many of the next rows (places ascend) fit; at least one."""
-    cost = (places + 1) * torch.arange(1, len(places) + 1)
+    cost = (places + 1) * torch.arange(1, len(places) + 1, device=places.device)
     return max(1, int((cost <= batch_tokens).sum()))
 
 
