@@ -34,7 +34,7 @@ name = "blocks.0.attn.hook_"
 trace = SimpleNamespace(
     tokens=torch.arange(n)[None], mask=torch.ones(1, n, dtype=torch.bool),
     strings=[[f" t{{i}}" for i in range(n)]], spans=None, places=tuple(range(n)), context=None,
-    activations={{name + "pattern": weights[None, :, :, 1:], name + "sink": weights[None, :, :, 0]}},
+    activations={{name + "pattern": weights[None, ..., 1:], name + "sink": weights[None, ..., 0]}},
     config={{"num_hidden_layers": 1, "layer_types": ["full_attention"], "sliding_window": 128}},
     provenance={{}},
 )

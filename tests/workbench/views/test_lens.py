@@ -80,3 +80,10 @@ def test_a_live_lens_moves_when_selected_is_set(lens_result):
     live.selected = {"pins": [8]}
     assert live.state()["layer"] == 1 and live.state()["pins"] == [8]
     assert live.snapshot().state() == live.state()
+
+
+def test_a_fragment_is_whole_and_the_same_each_time(lens_result):
+    html = views.lens(lens_result)._repr_html_()
+    assert html == views.lens(lens_result)._repr_html_()
+    assert "http" not in html and "<table>" in html
+    assert views.lens(lens_result).to_png().startswith(b"\x89PNG")

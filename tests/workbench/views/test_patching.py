@@ -85,3 +85,10 @@ def test_a_live_map_moves_when_selected_is_set(patches):
     live.selected = {"example": 1}
     assert live.snapshot().state() == live.state()
     assert live.state() | {"layer": 1, "column": 2, "example": 1} == live.state()
+
+
+def test_a_fragment_is_whole_and_the_same_each_time(patches):
+    html = views.patching(patches)._repr_html_()
+    assert html == views.patching(patches)._repr_html_()
+    assert "http" not in html and "<table>" in html
+    assert views.patching(patches).to_png().startswith(b"\x89PNG")
