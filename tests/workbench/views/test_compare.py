@@ -74,6 +74,10 @@ def test_runs_that_cannot_be_compared_say_why(whole):
 def test_what_experts_write_comes_from_a_table_or_a_mapping(whole):
     table = Table({"layer": [2, 2, 3], "expert": [5, 5, 1], "token": ["a", "b", "c"]}, "", "")
     assert views.experts(whole, lens=table).header["lens"] == {"2:5": ["a", "b"], "3:1": ["c"]}
+    often = Table(
+        {"layer": [2] * 3, "expert": [5] * 3, "token": [1, 2, 2], "string": ["a", "b", "b"]}, "", ""
+    )
+    assert views.experts(whole, lens=often).header["lens"] == {"2:5": ["b", "a"]}
     assert views.experts(whole, lens={(2, 5): ["x"]}).header["lens"] == {"2:5": ["x"]}
     with pytest.raises(ValueError, match="it lacks token"):
         views.experts(whole, lens=Table({"layer": [1], "expert": [1]}, "", ""))

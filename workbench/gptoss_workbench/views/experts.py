@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def experts(
 
     Click a token for all layers x experts; click an expert, or name one as (layer, expert), for
     the tokens it takes. The margin needs a trace with router logits. `lens` tells what an expert
-    writes: the tokens it promotes by (layer, expert), or a table with columns layer, expert, token.
+    writes: the tokens it promotes by (layer, expert), or the table of `routing.expert_lens`.
     """
     story = transcript(trace, row)
     choices = reading.read_choices(trace, row, story.columns, layers)
@@ -82,23 +83,22 @@ def experts(
 def promoted(
     lens: Mapping[tuple[int, int], Sequence[str]] | Table | None,
 ) -> dict[str, list[str]]:
-    """Read what experts promote, as "layer:expert": tokens, best first."""
-    out: dict[str, list[str]] = {}
+    """Read what experts promote, as "layer:expert": tokens, in order or the most frequent first."""
     if lens is None:
-        return out
+        return {}
     if isinstance(lens, Mapping):
         return {f"{at[0]}:{at[1]}": list(map(str, lens[at]))[:PROMOTED] for at in lens}
-    missing = [name for name in ("layer", "expert", "token") if name not in lens.columns]
+    name = "string" if "string" in lens.columns else "token"
+    missing = [each for each in ("layer", "expert", name) if each not in lens.columns]
     if missing:
         raise ValueError(
             "views.experts: lens= is {(layer, expert): tokens} or a table with columns layer, "
-            f"expert, token; it lacks {', '.join(missing)}"
+            f"expert, token (or string); it lacks {', '.join(missing)}"
         )
-    for layer, number, token in zip(lens["layer"], lens["expert"], lens["token"], strict=True):
-        held = out.setdefault(f"{int(layer)}:{int(number)}", [])
-        if len(held) < PROMOTED:
-            held.append(str(token))
-    return out
+    counts: dict[str, Counter[str]] = {}
+    for layer, number, token in zip(lens["layer"], lens["expert"], lens[name], strict=True):
+        counts.setdefault(f"{int(layer)}:{int(number)}", Counter())[str(token)] += 1
+    return {at: [token for token, _ in seen.most_common(PROMOTED)] for at, seen in counts.items()}
 
 
 def _with_changes(choices: Choices, compared: Compared) -> Choices:
