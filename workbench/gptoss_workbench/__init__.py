@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gptoss_workbench import harmony, nano, views
     from gptoss_workbench.checkpoint import CheckpointError, checkpoint_info, save_checkpoint
     from gptoss_workbench.config import GPT_OSS_20B, GPT_OSS_120B, Config
+    from gptoss_workbench.effects import effect_table
     from gptoss_workbench.generation import Generation
     from gptoss_workbench.kv_cache import KVCache
     from gptoss_workbench.loading import load
@@ -76,7 +77,7 @@ _EDITS = (
 )
 """Interventions as data."""
 _HOME |= dict.fromkeys(_EDITS, "gptoss_hooks.edits")
-_HOME["TieWarning"] = "gptoss_hooks.edits"
+_HOME |= {"TieWarning": "gptoss_hooks.edits", "effect_table": "gptoss_workbench.effects"}
 _MODULES = ("harmony", "nano", "views")
 
 __all__ = [
@@ -96,6 +97,7 @@ __all__ = [
     "ban",
     "bias",
     "checkpoint_info",
+    "effect_table",
     "force",
     "harmony",
     "load",

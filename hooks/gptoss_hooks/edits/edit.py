@@ -93,7 +93,7 @@ def places(value: Places, verb: str) -> Any:
     """`tokens=` as it is kept: a slice, positions, texts, or None."""
     if value is None or isinstance(value, slice):
         return value
-    listed = [value] if isinstance(value, (int, str)) else list(_plain(value))
+    listed: list[Any] = [value] if isinstance(value, (int, str)) else list(_plain(value))
     if listed and all(isinstance(each, str) for each in listed):
         return tuple(listed)
     return numbers(listed, "tokens", verb)

@@ -182,14 +182,14 @@ def swap(
 
     swap((3, 7), layers=2); swap([(3, 7), (1, 4)], layers=2)
     """
-    pairs = list(experts)
-    if pairs and all(isinstance(each, int) for each in pairs):
-        pairs = [pairs]
-    read = [numbers(pair, "experts", "swap") or () for pair in pairs]
+    given: list[Any] = list(experts)
+    pairs = [given] if given and all(isinstance(each, int) for each in given) else given
+    read = [list(numbers(pair, "experts", "swap") or ()) for pair in pairs]
     flat = [expert for pair in read for expert in pair]
     if not read or any(len(pair) != 2 for pair in read) or len(set(flat)) != len(flat):
         raise EditError(f"swap: experts= is a pair, or pairs without repeats; got {experts!r}")
-    return Swap(*_where("swap", layers, tokens, channels), tuple((a, b) for a, b in read))
+    exchanged = tuple((pair[0], pair[1]) for pair in read)
+    return Swap(*_where("swap", layers, tokens, channels), exchanged)
 
 
 def set_k(k: int, *, layers: Many = None, tokens: Places = None, channels: Voices = None) -> SetK:
@@ -314,7 +314,7 @@ def _recorded(
         )
     kept["experts"] = experts.detach().cpu().to(torch.int16)
     if weights is not False:
-        values = given.weights if weights is True and hasattr(given, "weights") else weights
+        values = getattr(given, "weights", None) if weights is True else weights
         if not isinstance(values, Tensor) or values.shape != experts.shape:
             raise EditError("replay: weights= is True for a source that has them, or a tensor "
                             f"{list(experts.shape)}")  # fmt: skip

@@ -160,7 +160,7 @@ def _where(
     heads: Many,
     neurons: Many,
     experts: Many,
-) -> tuple[Any, ...]:
+) -> tuple[Any, Any, Any, str, Any, Any, Any]:
     if not isinstance(site, str) or not site:
         raise EditError(f"{verb}: site= is the name of a hook point; got {site!r}")
     parts = {"layers": layers, "heads": heads, "neurons": neurons, "experts": experts}

@@ -1,0 +1,63 @@
+"""Effect tables: an effect beside its matched random controls."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from gptoss_hooks import EditError, scale, set_k, steer, steer_experts, swap, zero
+from gptoss_workbench.effect_controls import control_of, matched
+from gptoss_workbench.effects import effect_table
+from gptoss_workbench.nano.data import PLANTED_LAYER, expert_group, sample
+from gptoss_workbench.nano.language import LANGUAGES
+
+
+def test_controls_have_the_verb_and_sizes_of_the_edit(small):
+    rng, load = np.random.default_rng(0), {0: np.arange(8.0), 1: np.ones(8)}
+    for edit in (zero([0, 1]), swap((1, 5), layers=1), steer_experts([(0, 1)], [(1, 2)])):
+        drawn = control_of([edit], small, load, rng)
+        assert {type(each) for each in drawn} == {type(edit)}
+        assert drawn != [edit]
+    (drawn,) = control_of([steer("resid_post", torch.ones(64), layers=0)], small, {}, rng)
+    assert drawn.vector.norm() == pytest.approx(8.0)
+    assert abs(float(drawn.vector.sum())) < 40
+    (drawn,) = control_of([scale("z", 0.0, heads=[1, 2], layers=0)], small, {}, rng)
+    assert len(drawn.heads) == 2 and not {1, 2} & set(drawn.heads)
+    with pytest.raises(EditError, match="give controls=0"):
+        control_of([set_k(1)], small, {}, rng)
+
+
+def test_experts_are_matched_by_load():
+    load = np.array([0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9])
+    for seed in range(5):
+        drawn = matched([0, 4], load, np.random.default_rng(seed))
+        assert drawn[0] in (1, 2, 3) and drawn[1] in (5, 6, 7)
+    with pytest.raises(EditError, match="not as many others"):
+        matched(range(5), load, np.random.default_rng(0))
+
+
+def test_the_effect_is_the_difference_in_loss(small, tokens):
+    edit = zero([0, 1], layers=1)
+    table = effect_table(small, edit, tokens, groups=["a", "b"], controls=2)
+    for row in range(2):
+        one = tokens[row : row + 1]
+        base, edited = (float(small(one, "loss", edits=e)) for e in ([], [edit]))
+        assert table["effect"][row] == pytest.approx(edited - base, abs=1e-5)
+    assert table["n"].tolist() == [12, 12]
+    assert (table["control_low"] <= table["control_high"]).all()
+    again = effect_table(small, edit, tokens, groups=["a", "b"], controls=2)
+    assert np.array_equal(table["control"], again["control"])
+    assert table.units["effect"] == "nats/token" and "nearest" in table.source
+
+
+def test_any_metric_a_row_can_be_asked_for(small, tokens):
+    def top(logits, tokens, mask):
+        return logits[:, -1].amax(-1)
+
+    table = effect_table(small, scale("mlp_out", 0.0), tokens, metric=top, controls=0)
+    moved = small(tokens, edits=[scale("mlp_out", 0.0)])[:, -1].amax(-1) - small(tokens)[
+        :, -1
+    ].amax(-1)
+    assert table["effect"][0] == pytest.approx(float(moved.mean()), abs=1e-5)
+    assert "z" not in table.columns
