@@ -27,22 +27,28 @@ def texts():
     return [sample(rng, task="pairs", lang="en").text() for _ in range(44)]
 
 
-def lowered(model, lens, held):
-    """KL to the final layer, through the lens over without it."""
-    plain, through = (logit_lens(model, held, lens=each).summary()["kl"] for each in (None, lens))
-    assert through[-1] == 0
-    return through[:-1] / plain[:-1]
+@pytest.fixture(scope="module")
+def lowered(nano32, texts):
+    """lowered(lens): held-out KL to the final layer, with the lens over without it, a layer."""
+    plain = logit_lens(nano32, texts[:4]).summary()["kl"]
+
+    def ratio(lens):
+        through = logit_lens(nano32, texts[:4], lens=lens).summary()["kl"]
+        assert through[-1] == 0
+        return through[:-1] / plain[:-1]
+
+    return ratio
 
 
-def test_it_brings_held_out_predictions_closer_to_the_last_layers(nano32, texts):
+def test_it_brings_held_out_predictions_closer_to_the_last_layers(nano32, texts, lowered):
     lens = train_tuned_lens(nano32, texts[4:], **STEPS)
-    assert lowered(nano32, lens, texts[:4]).max() < 0.8
+    assert lowered(lens).max() < 0.8
     x = torch.randn(3, 128)
     assert torch.equal(lens(3, x), x)  # the last layer is left as it is
     assert not lens.weight.requires_grad
 
 
-def test_trained_on_shuffled_targets_it_does_not(nano32, texts, monkeypatch):
+def test_trained_on_shuffled_targets_it_does_not(nano32, texts, lowered, monkeypatch):
     """Negative control: every residual is told the final distribution of some other place."""
     module = sys.modules["gptoss_workbench.lens.train_lens"]
     draw = module.draw
@@ -53,7 +59,7 @@ def test_trained_on_shuffled_targets_it_does_not(nano32, texts, monkeypatch):
 
     monkeypatch.setattr(module, "draw", shuffled)
     lens = train_tuned_lens(nano32, texts[4:], **STEPS)
-    assert lowered(nano32, lens, texts[:4])[1:].min() > 1
+    assert lowered(lens)[1:].min() > 1
 
 
 def test_an_untrained_lens_is_the_logit_lens(tiny, tokens):
@@ -99,7 +105,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tiny, tokens, tmp_path):
     assert torch.equal(resumed.weight, whole.weight) and torch.equal(resumed.bias, whole.bias)
     assert [file.name for file in tmp_path.iterdir()] == ["training.safetensors"]
     with pytest.raises(ValueError, match="is of another run"):
-        train_tuned_lens(tiny, tokens, folder=tmp_path, **(options | {"lr": 1.0}))
+        train_tuned_lens(tiny, tokens, folder=tmp_path, **{**options, "lr": 1.0})
 
 
 def test_it_is_saved_with_the_model_it_is_for(tiny, tokens, tmp_path):
