@@ -257,7 +257,8 @@ def _names(model: GptOss, senders: Cells) -> list[str]:
 def _receivers(model: GptOss, given: Any) -> list[Receiver]:
     """Check receivers; one without a head is all of its heads."""
     one = isinstance(given, Receiver) or (given and isinstance(given[0], str))
-    ends = [Receiver(*each) for each in ([given] if one else given)]
+    every: list[Any] = [given] if one else list(given)
+    ends = [Receiver(*each) for each in every]
     if not ends:
         raise ValueError("receivers: give at least one, as (kind, layer, head)")
     out = []
