@@ -10,7 +10,6 @@ from gptoss_hooks import EditError, scale, set_k, steer, steer_experts, swap, ze
 from gptoss_workbench.effect_controls import control_of, matched
 from gptoss_workbench.effects import effect_table
 from gptoss_workbench.nano.data import PLANTED_LAYER, expert_group, sample
-from gptoss_workbench.nano.language import LANGUAGES
 
 
 def test_controls_have_the_verb_and_sizes_of_the_edit(small):
@@ -61,3 +60,21 @@ def test_any_metric_a_row_can_be_asked_for(small, tokens):
     ].amax(-1)
     assert table["effect"][0] == pytest.approx(float(moved.mean()), abs=1e-5)
     assert "z" not in table.columns
+
+
+def test_a_language_needs_its_planted_experts_and_no_other_does(nano):
+    rng = random.Random(5)
+    labels = ["de", "fr"]
+    texts = [
+        sample(rng, task="vars", lang=lang, effort="medium", n=3).text() for lang in labels
+    ]  # fmt: skip
+    thought = dict.fromkeys(labels, 0.0)
+    for lang, text in zip(labels, texts, strict=True):
+        edit = zero(list(expert_group("de")), layers=PLANTED_LAYER)
+        table = effect_table(nano, edit, [text], groups="channel", controls=3)
+        row = table.where(group="analysis")
+        thought[lang] = float(row["effect"][0])
+        if lang == "de":
+            assert row["effect"][0] > 3 * np.abs(row["control_high"][0])
+            assert row["p"][0] == 0.25
+    assert thought["de"] > 0.02 and abs(thought["fr"]) < 0.01
