@@ -33,6 +33,9 @@ test-slow: install
 
 bench: install
 	$(BIN)/python kernels/bench/observing.py
+	$(BIN)/python kernels/bench/routing_corpus.py
+	$(BIN)/python kernels/bench/patching.py
+	$(BIN)/python kernels/bench/views.py
 
 nano: install
 	$(BIN)/python -m gptoss_workbench.nano.train --out out/nano

@@ -35,7 +35,8 @@ def test_cells_are_short(notebook):
     assert max(lengths) <= LONGEST_CELL
 
 
-def test_a_notebook_runs_and_its_claims_hold(notebook, tmp_path):
+def test_a_notebook_runs_and_its_claims_hold(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTOSS_SNAPSHOT", "1")
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
+from gptoss_hooks.edits import ban
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def test_its_python_runs_and_the_edit_has_an_effect():
-    first, second = re.findall(r"```python\n(.*?)```", README, re.S)
+    first, second, third = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len([line for line in first.splitlines() if line.strip()]) <= 12
     names: dict = {}
     exec(first, names)
@@ -25,6 +27,10 @@ def test_its_python_runs_and_the_edit_has_an_effect():
             answer.tokens, fwd_hooks=[("blocks.2.mlp.hook_expert_out", names["silence"])]
         )
     assert (plain - silenced).abs().max() > 0.1
+    exec(third, names)
+    assert names["routing"].n_prompts == 8 and names["thinking"] == eval(
+        repr(names["thinking"]), {"ban": ban}
+    )
 
 
 def test_every_file_it_links_to_exists():

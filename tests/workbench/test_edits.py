@@ -26,9 +26,8 @@ from gptoss_hooks import (
 from gptoss_hooks.edits import TieWarning
 from gptoss_hooks.names import UnknownHook
 from gptoss_workbench.checkpoint.synthetic import random_tensors
-from gptoss_workbench.harmony.voices import VOICES, VoiceTracker
+from gptoss_workbench.harmony.voices import VoiceTracker
 from gptoss_workbench.nano.data import sample
-from gptoss_workbench.routing import record
 
 LOGITS, INDICES, WEIGHTS = (
     f"blocks.1.mlp.hook_{x}" for x in ("router_logits", "expert_indices", "expert_weights")
@@ -337,10 +336,6 @@ def test_chunks_and_padding_do_not_move_a_scope(small, tokens):
 @pytest.fixture(scope="module")
 def story():
     return sample(random.Random(3), task="vars", lang="de", effort="medium", n=2)
-
-
-def test_voices_are_those_of_the_routing_record():
-    assert VOICES == record.VOICES
 
 
 def test_voices_follow_the_spans_and_never_change(nano, story):

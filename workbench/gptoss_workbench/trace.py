@@ -29,7 +29,7 @@ class Routing(NamedTuple):
     """Every router's choice; the layer axis follows `Trace.layers`."""
 
     experts: Int[Tensor, "layer batch pos k"]
-    """int16, best expert first."""
+    """int16, best expert first; -1 where an edit gave another layer more slots."""
     weights: Float[Tensor, "layer batch pos k"]
     """float32, the weights given to the chosen experts' outputs."""
     logits: Float[Tensor, "layer batch pos expert"] | None = None

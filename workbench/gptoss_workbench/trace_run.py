@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -146,10 +147,16 @@ def _routing(kept: dict[str, Tensor], n_layers: int) -> Routing | None:
         for point in (INDICES, WEIGHTS, LOGITS)
     )
     return Routing(
-        torch.stack(experts).to(torch.int16),
-        torch.stack(weights).float(),
+        torch.stack(_widened(experts, -1)).to(torch.int16),
+        torch.stack(_widened(weights, 0)).float(),
         torch.stack(logits).float() if len(logits) == len(layers) else None,
     )
+
+
+def _widened(layers: list[Tensor], filler: float) -> list[Tensor]:
+    """Layers with as many slots as the widest (an edit may have given one more experts)."""
+    width = max(layer.shape[-1] for layer in layers)
+    return [F.pad(layer, (0, width - layer.shape[-1]), value=filler) for layer in layers]
 
 
 def _texts(

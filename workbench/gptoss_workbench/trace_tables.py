@@ -71,8 +71,8 @@ def _routing(trace: Trace) -> pandas.DataFrame:
     columns["layer"] = torch.tensor(trace.layers)[columns["layer"]]
     columns["weight"] = weights[_kept(trace, axes, experts)]
     columns["rank"] = columns.pop("k")
-    order = ("row", "pos", "layer", "rank", "expert", "weight")
-    return frame({name: columns[name].numpy() for name in order}).sort_values(
+    order, taken = ("row", "pos", "layer", "rank", "expert", "weight"), columns["expert"] >= 0
+    return frame({name: columns[name][taken].numpy() for name in order}).sort_values(
         ["row", "pos", "layer", "rank"], ignore_index=True
     )
 

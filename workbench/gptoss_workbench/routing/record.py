@@ -1,7 +1,8 @@
 """What one token's routing record holds, as columns of plain arrays.
 
 A record has one row a token, prompts one after another, pads left out: the token, where it stands,
-its harmony labels as small codes, and every traced layer's expert choice.
+its harmony labels as small codes, and every traced layer's expert choice. A token's voice (who
+speaks, see `harmony.voices`) is what `by="channel"` splits by.
 """
 
 from __future__ import annotations
@@ -11,18 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gptoss_workbench.harmony.voices import VOICES
+
 ROLES = ("", "system", "developer", "user", "assistant", "tool")
 """Codes of `role`; "" is text outside messages."""
 CHANNELS = ("", "analysis", "commentary", "final", "other")
 """Codes of `channel`; "" is a message without one."""
 PARTS = ("marker", "header", "body")
 """Codes of `part`."""
-VOICES = (
-    "text", "system", "developer", "user", "tool", "assistant",
-    "analysis", "commentary", "final", "other", "header",
-)  # fmt: skip
-"""Who speaks: a body's channel where it has one, else its role; every marker and header token is
-"header"; "text" is what stands outside messages. This is what `by="channel"` splits by."""
 
 
 class Record(NamedTuple):
