@@ -55,10 +55,9 @@ def test_any_metric_a_row_can_be_asked_for(small, tokens):
         return logits[:, -1].amax(-1)
 
     table = effect_table(small, scale("mlp_out", 0.0), tokens, metric=top, controls=0)
-    moved = small(tokens, edits=[scale("mlp_out", 0.0)])[:, -1].amax(-1) - small(tokens)[
-        :, -1
-    ].amax(-1)
-    assert table["effect"][0] == pytest.approx(float(moved.mean()), abs=1e-5)
+    runs = (small(tokens, edits=edits)[:, -1].detach() for edits in ([], [scale("mlp_out", 0.0)]))
+    base, edited = (run.amax(-1).mean().item() for run in runs)
+    assert table["effect"][0] == pytest.approx(edited - base, abs=1e-5)
     assert "z" not in table.columns
 
 

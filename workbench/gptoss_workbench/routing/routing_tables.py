@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptoss_workbench.routing.record import CHANNELS, PARTS, ROLES, VOICES, Record
+from gptoss_workbench.harmony.voices import VOICES
+from gptoss_workbench.routing.record import CHANNELS, PARTS, ROLES, Record
 from gptoss_workbench.trace_tables import frame
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptoss_workbench.routing.record import CHANNELS, PARTS, ROLES, VOICES, Record
+from gptoss_workbench.harmony.voices import VOICES
+from gptoss_workbench.routing.record import CHANNELS, PARTS, ROLES, Record
 
 if TYPE_CHECKING:
     from gptoss_workbench.routing.trace import RoutingTrace

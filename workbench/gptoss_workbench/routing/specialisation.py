@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gptoss_workbench.harmony.voices import VOICES
 from gptoss_workbench.intervals import wilson
 from gptoss_workbench.routing.probe import cross_validated, majority
 from gptoss_workbench.routing.ratios import Ratio, clusters, notes, selected, spoken
@@ -124,8 +125,6 @@ def _drawn(
     routing: RoutingTrace, voice: np.ndarray, headers: bool, most: int, seed: int
 ) -> np.ndarray:
     """Places of at most so many tokens, in order."""
-    from gptoss_workbench.routing.record import VOICES
-
     at = np.arange(len(voice)) if headers else np.flatnonzero(voice != VOICES.index("header"))
     if len(at) <= most:
         return at
