@@ -45,9 +45,10 @@ DRAWN = "document.querySelectorAll('.gptoss-view[data-kind=attention] .stage[dat
 PAINT = f"""async (cell) => {{
   const book = window.jupyterapp.shell.currentWidget.content;
   book.activeCellIndex = cell;
-  const before = {DRAWN}.length, start = performance.now();
+  const last = () => {DRAWN}[{DRAWN}.length - 1];
+  const before = last(), start = performance.now();
   window.jupyterapp.commands.execute('notebook:run-cell');
-  while ({DRAWN}.length === before) await new Promise(requestAnimationFrame);
+  while (!last() || last() === before) await new Promise(requestAnimationFrame);
   await new Promise(requestAnimationFrame);
   return performance.now() - start;
 }}"""
@@ -67,7 +68,7 @@ def main(repeats: int = 10, heads: int = 64, tokens: int = 512) -> None:
     lab = harness()
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        cells = [SETUP.format(tokens=tokens, heads=heads), *[SHOW] * repeats]
+        cells = [SETUP.format(tokens=tokens, heads=heads), SHOW]
         lab.write_notebook(root / "views.ipynb", cells)
         with lab.serving(root) as server:
             measured = measure(lab, server.address("views.ipynb"), repeats)
@@ -103,7 +104,7 @@ def measure(lab, address: str, repeats: int) -> dict[str, list[float]]:
         page.evaluate("window.jupyterapp.shell.currentWidget.content.activeCellIndex = 0")
         lab.command(page, "notebook:run-cell")
         lab.ready(page)
-        paints = [page.evaluate(PAINT, cell) for cell in range(1, repeats + 1)]
+        paints = [page.evaluate(PAINT, 1) for _ in range(repeats)]
         switches = [page.evaluate(SWITCH, head) for head in range(1, repeats + 1)]
         browser.close()
     return {"first paint": paints, "head switch": switches}
