@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from gptoss_hooks import axes as glossary
 from gptoss_hooks.decompose import is_single, take
 from gptoss_hooks.root import NameFilter, PositionSlice
 from gptoss_workbench import harmony
+from gptoss_workbench.provenance import provenance
 from gptoss_workbench.trace import PLACES, Context, Routing, Trace
 
 INDICES, WEIGHTS, LOGITS = (
@@ -171,31 +169,3 @@ def _texts(
         [tokenizer.strings(row) for row in rows],
         [harmony.spans(row, tokenizer) for row in rows],
     )
-
-
-def provenance(model: Any, tokens: Tensor, mask: Tensor) -> dict[str, Any]:
-    """Say what made a trace, without times, so that equal runs say the same."""
-    digest = hashlib.sha256(tokens.long().numpy().tobytes() + mask.numpy().tobytes())
-    dtype = getattr(model.cfg, "dtype", None)
-    return {
-        "model": getattr(model, "name", None),
-        "fingerprint": getattr(model, "fingerprint", None),
-        "tokens_sha256": digest.hexdigest(),
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
-        "backend": getattr(model, "backend", None),
-        "edits": [str(edit) for edit in getattr(model, "active_edits", ())],
-        "hooks": [name for name, point in model.hook_dict.items() if point.observed],
-        "seed": getattr(model, "seed", None),
-        "versions": {
-            "gptoss-workbench": _version("gptoss-workbench"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

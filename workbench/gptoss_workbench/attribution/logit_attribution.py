@@ -23,11 +23,19 @@ from torch import Tensor
 from gptoss_hooks import axes
 from gptoss_hooks.points import HookPoint
 from gptoss_workbench.attribution.attribution_result import LogitAttribution
-from gptoss_workbench.lens.places import Positions, as_tokens, batches, find_places, read_prompts
+from gptoss_workbench.lens.places import (
+    Positions,
+    as_tokens,
+    batches,
+    blank,
+    find_places,
+    read_prompts,
+    token_strings,
+)
 from gptoss_workbench.lens.readout import final_norm, readout
 from gptoss_workbench.lens.residuals import residuals
+from gptoss_workbench.provenance import provenance
 from gptoss_workbench.text import Batch
-from gptoss_workbench.trace_run import provenance
 
 Taker = Callable[[Tensor, HookPoint], None]
 
@@ -75,7 +83,7 @@ def logit_attribution(
         **filled,
         against=other.cpu(),
         places=places.cpu(),
-        strings=_strings(model, filled["target"], other),
+        strings=token_strings(model, filled["target"], other),
         provenance=provenance(model, prompts.tokens.cpu(), prompts.mask.cpu()),
     )
 
@@ -176,14 +184,4 @@ def _along(scale: Tensor, part: Tensor) -> Tensor:
 
 
 def _empty(like: Tensor, shape: torch.Size) -> Tensor:
-    filler = torch.nan if like.is_floating_point() else -1
-    if like.ndim == 1:
-        return torch.full(shape, filler, dtype=like.dtype)
-    return torch.full((len(like), *shape, *like.shape[2:]), filler, dtype=like.dtype)
-
-
-def _strings(model: Any, *tokens: Tensor) -> dict[int, str] | None:
-    if model.tokenizer is None:
-        return None
-    ids = sorted({int(i) for each in tokens for i in each.unique().tolist()} - {-1})
-    return dict(zip(ids, model.tokenizer.strings(ids), strict=True))
+    return blank(like[None], 1, shape)[0] if like.ndim == 1 else blank(like, len(like), shape)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from gptoss_workbench.heads.tiles import Layer, each_layer, tile
 from gptoss_workbench.lens.places import Positions, choose_layers, find_places, read_prompts
+from gptoss_workbench.provenance import provenance
 from gptoss_workbench.table import Table
-from gptoss_workbench.trace_run import provenance
 
 
 @dataclass(frozen=True, repr=False, eq=False)

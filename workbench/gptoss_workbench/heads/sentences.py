@@ -24,8 +24,8 @@ from gptoss_workbench import harmony
 from gptoss_workbench.heads.rows import choose_heads, of_heads
 from gptoss_workbench.heads.tiles import Layer, distances, each_layer, tiles
 from gptoss_workbench.lens.places import choose_layers, read_prompts
+from gptoss_workbench.provenance import provenance
 from gptoss_workbench.table import Table
-from gptoss_workbench.trace_run import provenance
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from gptoss_workbench.heads.tiles import Layer, Tile, distances, each_layer, tiles
 from gptoss_workbench.lens.places import batches, choose_layers, read_prompts
+from gptoss_workbench.provenance import provenance
 from gptoss_workbench.table import Table
 from gptoss_workbench.text import Batch
-from gptoss_workbench.trace_run import provenance
 
 SCORES = ("previous", "induction", "duplicate")
 MEANS = ("entropy", "entropy_share", "sink", "distance")

@@ -21,17 +21,19 @@ from gptoss_workbench.lens.places import (
     Positions,
     as_tokens,
     batches,
+    blank,
     choose_layers,
     find_places,
     next_tokens,
     read_prompts,
+    token_strings,
 )
 from gptoss_workbench.lens.readout import Readout, readout
 from gptoss_workbench.lens.residuals import in_groups
 from gptoss_workbench.lens.tuned_lens import TunedLens
+from gptoss_workbench.provenance import provenance
 from gptoss_workbench.text import Batch
 from gptoss_workbench.trace import Trace
-from gptoss_workbench.trace_run import provenance
 
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 """Where a block can be read, in firing order."""
@@ -85,7 +87,7 @@ def logit_lens(
     for first, (rows, at), stack, final in states:
         stack = stack if lens is None else _through(lens, names[first:], stack)
         part = readout(model, stack, k=k, targets=targets[rows, at], final=final if kl else None)
-        filled = filled or [_empty(piece, len(names), places.shape) for piece in part]
+        filled = filled or [blank(piece, len(names), places.shape) for piece in part]
         for whole, piece in zip(filled, part, strict=True):
             whole[first : first + len(piece), rows, at] = piece.cpu()
     tokens = torch.where(places >= 0, prompts.tokens.gather(1, places.clamp_min(0)), -1).cpu()
@@ -97,7 +99,7 @@ def logit_lens(
         prompt=tokens,
         target=targets.cpu(),
         places=places.cpu(),
-        strings=_strings(model, [found.tokens, tokens, targets]),
+        strings=token_strings(model, found.tokens, tokens, targets),
         provenance=provenance(model, prompts.tokens.cpu(), prompts.mask.cpu())
         | {"lens": "logit lens" if lens is None else repr(lens)},
     )
@@ -162,16 +164,3 @@ def _targets(
     else:
         found = as_tokens(model, target, places)
     return torch.where(places >= 0, found, -1)
-
-
-def _empty(like: Tensor, layers: int, shape: torch.Size) -> Tensor:
-    filler = torch.nan if like.is_floating_point() else -1
-    return torch.full((layers, *shape, *like.shape[2:]), filler, dtype=like.dtype)
-
-
-def _strings(model: Any, tokens: list[Tensor]) -> dict[int, str] | None:
-    """The text of every token that occurs."""
-    if model.tokenizer is None:
-        return None
-    ids = sorted({int(i) for each in tokens for i in each.unique().tolist()} - {-1})
-    return dict(zip(ids, model.tokenizer.strings(ids), strict=True))

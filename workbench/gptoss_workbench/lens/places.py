@@ -118,3 +118,17 @@ def as_tokens(
 def _broadcasts(shape: torch.Size, wanted: torch.Size) -> bool:
     paired = zip(reversed(shape), reversed(wanted), strict=False)
     return all(have in (1, want) for have, want in paired)
+
+
+def blank(like: Tensor, layers: int, shape: torch.Size) -> Tensor:
+    """Room for pieces like this one at every layer and place, filled with NaN or -1."""
+    filler = torch.nan if like.is_floating_point() else -1
+    return torch.full((layers, *shape, *like.shape[2:]), filler, dtype=like.dtype)
+
+
+def token_strings(model: Any, *tokens: Tensor) -> dict[int, str] | None:
+    """The text of every token that occurs; None without a tokenizer."""
+    if model.tokenizer is None:
+        return None
+    ids = sorted({int(i) for each in tokens for i in each.unique().tolist()} - {-1})
+    return dict(zip(ids, model.tokenizer.strings(ids), strict=True))

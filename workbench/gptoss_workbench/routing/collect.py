@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gptoss_workbench.provenance import of_model
 from gptoss_workbench.routing import shards
 from gptoss_workbench.routing.buckets import Padded, Window, batches, padded, windows
 from gptoss_workbench.routing.capture import KEEP, Capture
@@ -232,21 +233,13 @@ def _given(record: Record):
 
 def provenance(model: Any, options: Options, edits: Sequence[Any]) -> dict[str, Any]:
     """What made a routing trace, without times, so that equal runs say the same."""
-    from gptoss_workbench.trace_run import _version
-
-    tokenizer = getattr(model, "tokenizer", None)
-    active = [*getattr(model, "active_edits", ()), *edits]
-    return {
-        "model": model.name,
-        "fingerprint": model.fingerprint,
+    tokenizer, about = getattr(model, "tokenizer", None), of_model(model)
+    about["edits"] += [repr(edit) for edit in edits]
+    about["versions"].pop("python")
+    return about | {
         "routers": routers_sha256(model),
         "tokenizer": None if tokenizer is None else tokenizer.hash,
-        "dtype": str(model.cfg.dtype).removeprefix("torch."),
-        "backend": model.backend,
-        "edits": [repr(edit) for edit in active],
-        "hooks": [name for name, point in model.hook_dict.items() if point.observed],
         **json.loads(json.dumps(asdict(options))),
-        "versions": {"gptoss-workbench": _version("gptoss-workbench"), "torch": torch.__version__},
     }
 
 

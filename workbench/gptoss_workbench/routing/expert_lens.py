@@ -24,6 +24,7 @@ from gptoss_hooks.edits import set_k
 from gptoss_hooks.points import HookPoint
 from gptoss_workbench.intervals import bootstrap
 from gptoss_workbench.lens import readout
+from gptoss_workbench.lens.places import choose_layers
 from gptoss_workbench.routing.scored_loss import scored_loss, scored_places
 from gptoss_workbench.table import Table
 
@@ -52,7 +53,7 @@ def expert_lens(
     """
     batch = model.read(tokens)
     keep = _Read(model, _real(batch.mask, positions), top)
-    with torch.no_grad(), model.recording(_names(_layers(model, layers)), keep):
+    with torch.no_grad(), model.recording(_names(choose_layers(model.n_layers, layers)), keep):
         last = model(batch.tokens, attention_mask=batch.mask, stop_at_layer=model.n_layers)
     return Table(
         keep.columns(last),
@@ -71,7 +72,7 @@ def expert_mix_cosine(model: Any, tokens: Any, *, layers: Sequence[int] | None =
     at another token (what the layer's mean direction alone gives), weight (mean), n (tokens).
     """
     batch = model.read(tokens)
-    chosen = _layers(model, layers)
+    chosen = choose_layers(model.n_layers, layers)
     keep = _Cosines(batch.mask)
     with torch.no_grad(), model.recording(_names(chosen), keep):
         model(batch.tokens, attention_mask=batch.mask, return_type=None)
@@ -122,13 +123,6 @@ def loss_by_k(
         [f"the model's own k is {own}: loss {base:.4g}"],
         {"model": model.name, "fingerprint": model.fingerprint, "k": own},
     )
-
-
-def _layers(model: Any, layers: Sequence[int] | None) -> list[int]:
-    chosen = list(range(model.n_layers)) if layers is None else list(layers)
-    if not chosen or not all(0 <= layer < model.n_layers for layer in chosen):
-        raise ValueError(f"layers are 0 to {model.n_layers - 1}; got {layers}")
-    return sorted(chosen)
 
 
 def _names(layers: Sequence[int]) -> list[str]:
