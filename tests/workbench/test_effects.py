@@ -77,3 +77,18 @@ def test_a_language_needs_its_planted_experts_and_no_other_does(nano):
             assert row["effect"][0] > 3 * np.abs(row["control_high"][0])
             assert row["p"][0] == 0.25
     assert thought["de"] > 0.02 and abs(thought["fr"]) < 0.01
+
+
+def test_only_what_the_named_voices_say_is_counted(nano):
+    texts = [sample(random.Random(i), task="vars", effort="medium", n=3).text() for i in range(3)]
+    edit = scale("mlp_out", 0.5, layers=1)
+    split = effect_table(nano, edit, texts, groups="channel", controls=0)
+    said = split.where(group=["analysis", "final"])
+    both = effect_table(nano, edit, texts, voices=("analysis", "final"), controls=0)
+    assert both["n"][0] == said["n"].sum() < split["n"].sum()
+    expected = (said["effect"] * said["n"]).sum() / said["n"].sum()
+    assert both["effect"][0] == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="analyses"):
+        effect_table(nano, edit, texts, voices="analyses", controls=0)
+    with pytest.raises(ValueError, match="nothing to count"):
+        effect_table(nano, edit, texts, voices="commentary", controls=0)

@@ -48,6 +48,7 @@ def effect_table(
     *,
     metric: str | Metric = "loss",
     groups: str | Sequence[str] | None = None,
+    voices: str | Sequence[str] | None = None,
     controls: int = 10,
     seed: int = 0,
 ) -> Table:
@@ -61,6 +62,8 @@ def effect_table(
             one number a row.
         groups: a label a text, "channel" (the voice of the token that is predicted; loss only), or
             None for one group.
+        voices: count only tokens that these voices say, ("analysis", "final") say (loss only); a
+            prompt's words were not learned, and their loss drowns the answer's.
         controls: random interventions; 0 for none.
 
     `low` and `high` bound a 95 % bootstrap interval of the effect over texts, `control_low` and
@@ -69,6 +72,10 @@ def effect_table(
     listed = [edits] if isinstance(edits, Edit) else list(edits)
     rows = _rows(model, texts)
     names, codes = _groups(model, rows, groups, metric)
+    if voices is not None:
+        codes = _spoken(model, rows, codes, voices, metric)
+    if silent := [n for g, n in enumerate(names) if not any((c == g).any() for c in codes)]:
+        raise ValueError(f"effect_table: nothing to count in {', '.join(silent)}")
     run = _Runner(model, rows, codes, len(names), metric)
     base, edited = run.score(()), run.score(listed)
     rng = np.random.default_rng(seed)
@@ -171,6 +178,21 @@ def _groups(
     names = list(dict.fromkeys(labels))
     both = zip(labels, lengths, strict=True)
     return names, [np.full(length, names.index(label)) for label, length in both]
+
+
+def _spoken(
+    model: Any, rows: list[list[int]], codes: list[np.ndarray], voices: Any, metric: Any
+) -> list[np.ndarray]:
+    """The groups, -1 for tokens that none of the voices says."""
+    wanted = [voices] if isinstance(voices, str) else list(voices)
+    if metric != "loss" or not wanted or set(wanted) - set(VOICES):
+        raise ValueError(
+            f'effect_table: voices= goes with metric="loss" and are of {", ".join(VOICES)}; '
+            f"got {wanted} with {metric!r}"
+        )
+    read = [VoiceTracker(model.require_tokenizer()).read(row)[1:] for row in rows]
+    said = [np.isin(row, wanted) for row in read]
+    return [np.where(keep, code, -1) for keep, code in zip(said, codes, strict=True)]
 
 
 def _effect(edited: _Score, base: _Score) -> np.ndarray:
