@@ -23,6 +23,48 @@ def test_a_full_layer_keeps_everything_in_order():
     assert torch.equal(v, k + 100)
 
 
+def test_within_its_room_a_full_layer_is_never_copied():
+    layer = LayerCache(None, room=5)
+    with torch.no_grad():
+        first, *_ = layer.extend(*chunk([[0, 1, 2]]))
+        second, *_ = layer.extend(*chunk([[3, 4]]))
+        beyond, _, positions = layer.extend(*chunk([[5]]))
+    assert first.data_ptr() == second.data_ptr() != beyond.data_ptr()
+    assert torch.equal(beyond[0, :, 0, 0], positions[0].float())
+    assert layer.k.untyped_storage().nbytes() == 9 * 2 * 4 * 4  # grown by half
+
+
+def test_chunks_with_and_without_gradients_follow_each_other():
+    layer = LayerCache(None)
+    for start, keeps_graph in enumerate((False, True, True, False, False, True)):
+        with torch.set_grad_enabled(keeps_graph):
+            k, v, positions = layer.extend(*chunk([[2 * start, 2 * start + 1]]))
+    assert positions[0].tolist() == list(range(12))
+    assert torch.equal(k[0, :, 0, 0], positions[0].float()) and torch.equal(v, k + 100)
+
+
+def test_a_graph_keeps_its_keys_when_the_cache_goes_on():
+    layer, (k, v, positions) = LayerCache(None, room=8), chunk([[0, 1]])
+    with torch.no_grad():
+        layer.extend(k, v, positions)
+    wanted = k.clone().requires_grad_()
+    joined, *_ = layer.extend(wanted, v, positions + 2)
+    loss = joined.square().sum()
+    with torch.no_grad():
+        layer.extend(*chunk([[4]]))
+    loss.backward()
+    assert torch.equal(wanted.grad, 2 * k)
+
+
+def test_a_cache_begun_under_inference_mode_goes_on_without():
+    layer = LayerCache(None, room=8)
+    with torch.inference_mode():
+        layer.extend(*chunk([[0, 1]]))
+    with torch.no_grad():
+        _, _, positions = layer.extend(*chunk([[2]]))
+    assert positions.tolist() == [[0, 1, 2]]
+
+
 def test_a_sliding_layer_keeps_what_the_next_token_can_reach():
     layer = LayerCache(4)
     _, _, positions = layer.extend(*chunk([[0, 1, 2, 3, 4, 5]]))

@@ -2,6 +2,9 @@
 
 Sliding layers keep only what their window can still reach. Padding is never stored as a visible
 key: each row remembers its own positions, so rows of different length share a cache.
+
+Without gradients a full layer writes into memory sized up front, so a step copies its own token
+and nothing else; with gradients chunks are joined anew, since a graph may hold the earlier ones.
 """
 
 import torch
@@ -16,11 +19,42 @@ PAD = -1
 """Position of a key that no query may see."""
 
 
-class LayerCache:
-    """One layer's keys and values, oldest first."""
+class _Arena:
+    """A tensor [batch, place, ...] that grows along its places without being copied each time."""
 
-    def __init__(self, window: int | None):
+    def __init__(self, room: int):
+        self.room, self.used = room, 0
+        self.store: Tensor | None = None
+
+    def append(self, part: Tensor) -> Tensor:
+        """Write `part` after what is there; returns all of it, a view."""
+        end = self.used + part.shape[1]
+        if self.store is None or end > self.store.shape[1] or not _writable(self.store):
+            self._move(part, end)
+        assert self.store is not None
+        self.store[:, self.used : end] = part
+        self.used = end
+        return self.store[:, :end]
+
+    def _move(self, part: Tensor, end: int) -> None:
+        grown = end if self.store is None else end + end // 2
+        places = max(self.room, grown)
+        store = part.new_empty((part.shape[0], places, *part.shape[2:]))
+        if self.store is not None:
+            store[:, : self.used] = self.store[:, : self.used]
+        self.store = store
+
+
+def _writable(store: Tensor) -> bool:
+    return not store.is_inference() or torch.is_inference_mode_enabled()
+
+
+class LayerCache:
+    """One layer's keys and values, oldest first; `room` places are set aside at the first chunk."""
+
+    def __init__(self, window: int | None, room: int = 0):
         self.window = window
+        self._arenas = tuple(_Arena(room) for _ in range(3))
         self.k: Tensor | None = None
         self.v: Tensor | None = None
         self.positions: Tensor | None = None
@@ -34,14 +68,25 @@ class LayerCache:
         positions: Int[Tensor, "batch pos"],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Append a chunk; returns all keys, values and positions the chunk may see."""
-        chunk = k.shape[1]
-        if self.k is not None and self.v is not None and self.positions is not None:
-            k = torch.cat([self.k, k], 1)
-            v = torch.cat([self.v, v], 1)
-            positions = torch.cat([self.positions, positions], 1)
-        self._keep(k, v, positions)
+        chunk, parts = k.shape[1], (k, v, positions)
+        if self.window is None and not torch.is_grad_enabled():
+            parts = self._written(parts)
+        elif self.k is not None and self.v is not None and self.positions is not None:
+            before = (self.k, self.v, self.positions)
+            parts = [torch.cat(pair, 1) for pair in zip(before, parts, strict=True)]
+        self._keep(*parts)
         self.seen += chunk
-        return k, v, positions
+        return parts[0], parts[1], parts[2]
+
+    def _written(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
+        """Append in place; chunks that were joined under gradients move in first."""
+        held = 0 if self.k is None else self.k.shape[1]
+        if held != self._arenas[0].used:
+            for arena, part in zip(self._arenas, (self.k, self.v, self.positions), strict=True):
+                assert part is not None
+                arena.used, arena.store = 0, None
+                arena.append(part)
+        return [arena.append(part) for arena, part in zip(self._arenas, parts, strict=True)]
 
     def _keep(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
         reach = self.window - 1 if self.window is not None else None
@@ -59,12 +104,15 @@ class LayerCache:
 
 
 class KVCache:
-    """All layers' keys and values; pass it as `past_key_values=` and it grows in place."""
+    """All layers' keys and values; pass it as `past_key_values=` and it grows in place.
 
-    def __init__(self, config: Config):
+    `room` is how many tokens to set memory aside for; beyond it grows by half at a time.
+    """
+
+    def __init__(self, config: Config, *, room: int = 0):
+        sliding = [kind == "sliding_attention" for kind in config.layer_types]
         self.layers = [
-            LayerCache(config.sliding_window if kind == "sliding_attention" else None)
-            for kind in config.layer_types
+            LayerCache(config.sliding_window if slides else None, room) for slides in sliding
         ]
         self.lengths: Tensor | None = None
         """[batch] real tokens seen by each row"""

@@ -241,9 +241,9 @@ class GptOss(WeightViews, GenerateMixin):
 
     # -- the rest --------------------------------------------------------------------------------
 
-    def new_cache(self) -> KVCache:
-        """An empty KV cache for `past_key_values=`."""
-        return KVCache(self.config)
+    def new_cache(self, room: int = 0) -> KVCache:
+        """An empty KV cache for `past_key_values=`, with memory set aside for `room` tokens."""
+        return KVCache(self.config, room=room)
 
     def trace(
         self,
