@@ -1,6 +1,7 @@
 """How much memory there is, and refusing what would not fit before it is started."""
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -40,6 +41,16 @@ def require(needed: int, device: torch.device | str, what: str, remedy: str) -> 
 def in_words(size: float) -> str:
     """A size in words."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def in_bytes(words: str) -> int:
+    """A size such as "16GB" (1e9 bytes each) or "16 GiB" (2**30) as bytes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", words, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"a size is a number and a unit, as 16GB or 80GiB; got {words!r}")
+    number, prefix, binary = found.groups()
+    power = " KMGT".index(prefix.upper() or " ")
+    return round(float(number) * (1024 if binary else 1000) ** power)
 
 
 def _physical() -> int | None:

@@ -30,6 +30,13 @@ def test_info_describes_the_embedded_model(gptoss):
     assert told["config"]["num_local_experts"] == 16 and told["complete"]
 
 
+def test_info_plans_memory_for_a_device(gptoss):
+    out = gptoss("info", "--memory", "--context", "256", "--device", "16GB")
+    assert out.exit_code == 0 and "hold a context of 512 tokens" in out.stdout
+    told = json.loads(gptoss("info", "--memory", "--json").stdout)
+    assert told["columns"]["context"] == [512] and "fits" not in told["columns"]
+
+
 def test_generate_writes_reasoning_and_answer_by_channel(gptoss):
     out = gptoss("generate", QUESTION, "--max-new-tokens", "96")
     assert out.exit_code == 0
@@ -56,6 +63,9 @@ def test_the_demo_shows_the_answer_with_and_without_the_english_experts(tmp_path
     ("words", "told"),
     [
         (["info", "/no/such/folder"], "/no/such/folder"),
+        (["info", "--memory", "--device", "big"], "as 16GB or 80GiB; got 'big'"),
+        (["info", "--memory", "--precision", "int8"], "expected bfloat16 or float32; got int8"),
+        (["info", "--memory", "--context", "9000"], "contexts are 1 to 512 tokens"),
         (["generate", " "], "the prompt is empty"),
         (["generate", "Hi", "--effort", "huge"], "expected low, medium, high; got huge"),
         (["generate", "Hi", "--model", "/no/such/folder"], "/no/such/folder"),

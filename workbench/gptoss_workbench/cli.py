@@ -40,13 +40,27 @@ def info(
         str | None, typer.Argument(help="Folder or hub id; gpt-oss-nano if left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Memory by context length instead.")
+    ] = False,
+    context: Annotated[int | None, typer.Option(help="With --memory: only this length.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="With --memory: what fits here, as 16GB or 80GB.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="With --memory: bfloat16 or float32.")
+    ] = "bfloat16",
 ) -> None:
     """Describe a checkpoint without loading it."""
     with one_line_errors():
         from gptoss_workbench.checkpoint import checkpoint_info
 
         found = checkpoint_info(path)
-        typer.echo(json.dumps(found.to_dict(), indent=2, default=str) if as_json else str(found))
+        if memory:
+            typer.echo(_memory_told(found.config, context, device, precision, as_json))
+        else:
+            told = found.to_dict()
+            typer.echo(json.dumps(told, indent=2, default=str) if as_json else str(found))
 
 
 @app.command()
@@ -155,6 +169,27 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _memory_told(
+    config: Any, context: int | None, device: str | None, precision: str, as_json: bool
+) -> str:
+    from gptoss_hooks.memory import in_bytes
+    from gptoss_workbench.checkpoint import memory_plan
+
+    sizes = {"bfloat16": 2, "float32": 4}
+    if precision not in sizes:
+        raise ValueError(f"--precision: expected bfloat16 or float32; got {precision}")
+    plan = memory_plan(
+        config,
+        contexts=None if context is None else [context],
+        dtype_bytes=sizes[precision],
+        room=None if device is None else in_bytes(device),
+    )
+    if not as_json:
+        return repr(plan)
+    columns = {name: column.tolist() for name, column in plan.columns.items()}
+    return json.dumps({"columns": columns, "notes": list(plan.notes)}, indent=2)
 
 
 def _load(source: str | None) -> Any:
