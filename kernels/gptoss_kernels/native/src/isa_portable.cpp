@@ -1,0 +1,12 @@
+#include <cstring>
+
+#include "abi.h"
+#include "pool.hpp"
+
+namespace {
+#include "lanes_portable.hpp"
+#include "table.hpp"
+}  // namespace
+
+extern const Kernels kernels_portable;
+constexpr Kernels kernels_portable = table("portable");

@@ -1,0 +1,216 @@
+// x Wᵀ for packed rows of x.
+//
+// Every element: for each chunk of its weight row, in order,
+//   MXFP4      p = w0 x0; p += wv xv for the other 7 vectors; acc += p · scale
+//   others     acc += wv xv for each vector
+// in every lane, then the tree of `hsum`. One row (GEMV) decodes into registers; many (GEMM) decode
+// a few weight rows into L1 and run tiles of registers over them. Both do the same arithmetic.
+
+constexpr int GROUP = 12;    // weight rows decoded together
+constexpr int DEPTH = 256;   // elements of each
+constexpr int TILE_X = 4, TILE_W = 3;
+constexpr int PANEL = 64;    // x rows that pass over a decoded group
+constexpr int BLOCK = 48;    // weight rows a thread takes at a time
+constexpr int64_t SLAB = 1024;  // x rows packed at a time
+
+// acc += one chunk of a weight row times x.
+template <class F>
+inline f step(const F& weight, int64_t row, int64_t chunk, const f w[], const float* x, f acc) {
+  if constexpr (F::SCALED) {
+    f p = Lanes::mul(w[0], Lanes::load(x));
+    for (int v = 1; v < F::V; ++v) p = Lanes::fma(w[v], Lanes::load(x + v * W), p);
+    return Lanes::fma(p, weight.scale(row, chunk), acc);
+  } else {
+    for (int v = 0; v < F::V; ++v) acc = Lanes::fma(w[v], Lanes::load(x + v * W), acc);
+    return acc;
+  }
+}
+
+// R weight rows against one row of x, straight from memory.
+template <class F, int R>
+inline void dots(const F& weight, int64_t row, const float* x, float* out) {
+  f acc[R], w[F::V];
+  for (int r = 0; r < R; ++r) acc[r] = Lanes::zero();
+  int64_t whole = weight.inner / F::CHUNK;
+  for (int64_t c = 0; c < whole; ++c)
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(weight.at(row + r + 2 * R, c));
+      weight.load(row + r, c, w);
+      acc[r] = step(weight, row + r, c, w, x + c * F::CHUNK, acc[r]);
+    }
+  if (weight.inner % F::CHUNK)
+    for (int r = 0; r < R; ++r) {
+      weight.tail(row + r, whole, w);
+      acc[r] = step(weight, row + r, whole, w, x + whole * F::CHUNK, acc[r]);
+    }
+  for (int r = 0; r < R; ++r) out[r] = Lanes::hsum(acc[r]);
+}
+
+template <class F>
+inline void gemv(const F& weight, int64_t row, int n, const float* x, float* out) {
+  int i = 0;
+  for (; i + 4 <= n; i += 4) dots<F, 4>(weight, row + i, x, out + i);
+  for (; i < n; ++i) dots<F, 1>(weight, row + i, x, out + i);
+}
+
+// Up to GROUP weight rows, DEPTH elements of each, as fp32 in the order of packed x.
+template <class F>
+struct Decoded {
+  static constexpr int CHUNKS = DEPTH / F::CHUNK;
+  alignas(64) float w[GROUP][DEPTH];
+  alignas(64) float scale[GROUP][F::SCALED ? CHUNKS * W : W];
+
+  void fill(const F& weight, int64_t row, int n, int64_t chunk, int count) {
+    f out[F::V];
+    for (int r = 0; r < n; ++r)
+      for (int c = 0; c < count; ++c) {
+        any_chunk(weight, row + r, chunk + c, out);
+        for (int v = 0; v < F::V; ++v) Lanes::store(w[r] + c * F::CHUNK + v * W, out[v]);
+        if constexpr (F::SCALED) Lanes::store(scale[r] + c * W, weight.scale(row + r, chunk + c));
+      }
+  }
+};
+
+// acc[X][TILE_W] += the decoded chunks of TILE_W weight rows times X rows of x.
+template <class F, int X>
+inline void tile(const Decoded<F>& d, int row, int count, const float* const x[], float* acc) {
+  f sum[X][TILE_W];
+  for (int i = 0; i < X; ++i)
+    for (int j = 0; j < TILE_W; ++j)
+      sum[i][j] = F::SCALED ? Lanes::zero() : Lanes::load(acc + (i * TILE_W + j) * W);
+  for (int c = 0; c < count; ++c) {
+    for (int v = 0; v < F::V; ++v) {
+      int at = c * F::CHUNK + v * W;
+      f w[TILE_W];
+      for (int j = 0; j < TILE_W; ++j) w[j] = Lanes::load(d.w[row + j] + at);
+      for (int i = 0; i < X; ++i) {
+        f a = Lanes::load(x[i] + at);
+        for (int j = 0; j < TILE_W; ++j)
+          sum[i][j] = F::SCALED && v == 0 ? Lanes::mul(w[j], a) : Lanes::fma(w[j], a, sum[i][j]);
+      }
+    }
+    if constexpr (F::SCALED)
+      for (int j = 0; j < TILE_W; ++j) {
+        f scale = Lanes::load(d.scale[row + j] + c * W);
+        for (int i = 0; i < X; ++i) {
+          float* to = acc + (i * TILE_W + j) * W;
+          Lanes::store(to, Lanes::fma(sum[i][j], scale, Lanes::load(to)));
+        }
+      }
+  }
+  if constexpr (!F::SCALED)
+    for (int i = 0; i < X; ++i)
+      for (int j = 0; j < TILE_W; ++j) Lanes::store(acc + (i * TILE_W + j) * W, sum[i][j]);
+}
+
+// One decoded group against a panel of m rows of x.
+template <class F>
+inline void sweep(const Decoded<F>& d, int n, int count, const float* const x[], int m, int64_t k,
+                  float* acc) {
+  for (int i = 0; i < m; i += TILE_X) {
+    const float* at[TILE_X];
+    int left = m - i < TILE_X ? m - i : TILE_X;
+    for (int j = 0; j < left; ++j) at[j] = x[i + j] + k;
+    for (int j = 0; j < n; j += TILE_W) {
+      float* to = acc + (i * GROUP + j * TILE_X) * W;
+      if (left == 4) tile<F, 4>(d, j, count, at, to);
+      else if (left == 3) tile<F, 3>(d, j, count, at, to);
+      else if (left == 2) tile<F, 2>(d, j, count, at, to);
+      else tile<F, 1>(d, j, count, at, to);
+    }
+  }
+}
+
+// out[i][j] for a panel of m <= PANEL rows of x and n <= GROUP weight rows; out rows BLOCK apart.
+template <class F>
+inline void gemm(const F& weight, int64_t row, int n, const float* const x[], int m, float* out) {
+  Decoded<F> d;
+  alignas(64) float acc[PANEL * GROUP * W];
+  memset(acc, 0, sizeof(float) * size_t((m + TILE_X - 1) / TILE_X * TILE_X * GROUP * W));
+  for (int r = n; r < GROUP; ++r) memset(d.w[r], 0, sizeof d.w[r]);
+  for (int r = n; r < GROUP; ++r) memset(d.scale[r], 0, sizeof d.scale[r]);
+  for (int64_t c = 0, all = chunks(weight); c < all; c += Decoded<F>::CHUNKS) {
+    int count = int(all - c < Decoded<F>::CHUNKS ? all - c : Decoded<F>::CHUNKS);
+    d.fill(weight, row, n, c, count);
+    sweep(d, n, count, x, m, c * F::CHUNK, acc);
+  }
+  for (int i = 0; i < m; ++i)
+    for (int j = 0; j < n; ++j) {
+      int from = i / TILE_X * TILE_X * GROUP + j / TILE_W * TILE_W * TILE_X;
+      from += i % TILE_X * TILE_W + j % TILE_W;
+      out[i * BLOCK + j] = Lanes::hsum(Lanes::load(acc + from * W));
+    }
+}
+
+// n <= BLOCK weight rows against rows [first, last) of a packed x, in their order or that of
+// `index`. sink(r, values) gets the n results of row r.
+template <class F, class Sink>
+inline void project(const F& weight, int64_t row, int n, const float* x, const int64_t* index,
+                    int64_t first, int64_t last, const Sink& sink) {
+  int64_t stride = chunks(weight) * F::CHUNK;
+  float out[PANEL * BLOCK];
+  const float* at[PANEL];
+  for (int64_t r = first; r < last; r += PANEL) {
+    int m = int(last - r < PANEL ? last - r : PANEL);
+    for (int i = 0; i < m; ++i) at[i] = x + (index ? index[r + i] : r + i) * stride;
+    if (m == 1) gemv(weight, row, n, at[0], out);
+    for (int j = 0; m > 1 && j < n; j += GROUP)
+      gemm(weight, row + j, n - j < GROUP ? n - j : GROUP, at, m, out + j);
+    for (int i = 0; i < m; ++i) sink(r + i, out + i * BLOCK);
+  }
+}
+
+struct Bias {
+  const void* data;
+  int32_t dtype;
+  void add(float* y, int64_t first, int n) const {
+    if (!data) return;
+    for (int j = 0; j < n; ++j) y[j] += element(data, dtype, first + j);
+  }
+};
+
+// Few weight rows a job for one row of x (memory-bound, short jobs even out), more for many.
+inline int job_rows(int64_t rows, int64_t outer) {
+  int64_t share = (outer + 4 * gw::threads() - 1) / (4 * gw::threads());
+  int64_t most = rows == 1 ? 32 : BLOCK;
+  int64_t n = (share + GROUP - 1) / GROUP * GROUP;
+  return int(n < most ? n : most);
+}
+
+template <class F>
+inline int32_t linear_rows(const F& weight, const void* x, int32_t x_dtype, int64_t rows,
+                           int64_t outer, Bias bias, void* out, int32_t out_dtype) {
+  int64_t stride = chunks(weight) * F::CHUNK, most = rows < SLAB ? rows : SLAB;
+  float* packed = static_cast<float*>(gw::scratch(size_t(most * stride) * sizeof(float)));
+  if (!packed) return 1;
+  for (int64_t first = 0; first < rows; first += SLAB) {
+    int64_t count = rows - first < SLAB ? rows - first : SLAB;
+    pack_rows(weight, offset(x, x_dtype, first * weight.inner), x_dtype, count, packed);
+    int step = job_rows(count, outer);
+    parallel((outer + step - 1) / step, [&](int64_t job, int) {
+      int64_t row = job * step;
+      int n = int(outer - row < step ? outer - row : step);
+      project(weight, row, n, packed, nullptr, 0, count, [&](int64_t r, float* y) {
+        bias.add(y, row, n);
+        put(offset(out, out_dtype, (first + r) * outer + row), out_dtype, y, n);
+      });
+    });
+  }
+  return 0;
+}
+
+inline int32_t linear(const void* x, int32_t x_dtype, int64_t rows, const void* weight,
+                      int32_t weight_dtype, int64_t outer, int64_t inner, const void* bias,
+                      int32_t bias_dtype, void* out, int32_t out_dtype) {
+  const uint8_t* data = static_cast<const uint8_t*>(weight);
+  Bias b{bias, bias_dtype};
+  if (weight_dtype == GW_F32)
+    return linear_rows(Fp32{data, inner}, x, x_dtype, rows, outer, b, out, out_dtype);
+  return linear_rows(Bf16{data, inner}, x, x_dtype, rows, outer, b, out, out_dtype);
+}
+
+inline int32_t packed_linear(const void* x, int32_t x_dtype, int64_t rows, const void* blocks,
+                             const void* scales, int64_t outer, int64_t inner, float* out) {
+  Mxfp4 w{static_cast<const uint8_t*>(blocks), inner, static_cast<const uint8_t*>(scales)};
+  return linear_rows(w, x, x_dtype, rows, outer, Bias{nullptr, GW_F32}, out, GW_F32);
+}
