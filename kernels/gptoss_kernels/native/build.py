@@ -62,7 +62,12 @@ def build(library: Path = LIBRARY, *, extra: tuple[str, ...] = ()) -> Path:
     command = [*compiler(), *FLAGS, *extra]
     isas = _isas(command)
     have = [f"-DGW_HAVE_{isa.upper()}" for isa in isas]
-    named = {"dispatch": [*have, f'-DGW_DIGEST="{digest()}"'], "pool": [], "isa_portable": []}
+    named = {
+        "dispatch": [*have, f'-DGW_DIGEST="{digest()}"'],
+        "pool": [],
+        "seen_keys": [],
+        "isa_portable": [],
+    }
     named |= {f"isa_{isa}": flags for isa, flags in isas.items()}
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects = [str(Path(folder) / f"{name}.o") for name in named]
@@ -94,7 +99,9 @@ def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        raise BuildError(f"the C++ compiler does not start: {error}. Install it or set CXX") from error
+        raise BuildError(
+            f"the C++ compiler does not start: {error}. Install it or set CXX"
+        ) from error
     if done.returncode:
         raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr}")
 

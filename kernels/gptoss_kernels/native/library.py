@@ -27,6 +27,12 @@ KERNELS = {
     "packed_linear": (_P, _D, _I, _P, _P, _I, _I, _P),
     "linear_backward": (_P, _I, _P, _D, _I, _I, _P, _D),
     "packed_linear_backward": (_P, _I, _P, _P, _I, _I, _P, _D),
+    "attention": (_P,),
+    "rms_norm": (_P, _D, _I, _I, _P, _D, _F, _P, _P),
+    "rotate": (_P, _D, _I, _I, _I, _P, _P, _P),
+    "choose": (_P, _I, _I, _I, _P),
+    "weigh": (_P, _I, _I, _P, _I, _P),
+    "lens": (_P,),
 }
 """Argument types of every kernel, in the order of `Kernels` in src/abi.h."""
 
@@ -129,5 +135,7 @@ def _table(isa: str) -> SimpleNamespace:
 
 
 def _check(status: int, *_) -> None:
+    if status == 2:
+        raise IndexError("native kernel: an index names nothing in its table")
     if status:
         raise MemoryError("native kernel: no scratch memory left; use fewer rows or free memory")

@@ -23,6 +23,34 @@
 
 enum GwDtype : int32_t { GW_F32 = 0, GW_BF16 = 1 };
 
+// One call of attention. q[batch, query, head, d_head], k and v[batch, key, kv_head, d_head] are
+// `dtype` with heads side by side and strides (in elements) of their own; z is like q. Cubes are
+// [batch, head, query, key] fp32, sink is [batch, head, query]. What is null is not wanted.
+// Scores come from q and k or are `scores_in`; the pattern from scores and sinks[head] or is
+// `pattern_in`; z from the pattern and v. Positions below 0 are padding; a window counts the query.
+struct GwAttention {
+  const void *q, *k, *v;
+  void* z;
+  const float* sinks;
+  const int64_t *query_pos, *key_pos;  // [batch, query], [batch, key]
+  const float *scores_in, *pattern_in;
+  float *scores, *pattern, *sink;
+  int64_t batch, n_query, n_key, heads, kv_heads, d_head, window;
+  int64_t q_step[2], k_step[2], v_step[2];  // from row to row of the batch, from place to place
+  int64_t dtype;
+};
+
+// One tile of the vocabulary, tokens start ... start + width - 1, and what was read so far.
+struct GwLens {
+  const float *logits, *final;  // [rows, width]; final, to be compared with, may be null
+  const float* target;          // [rows] logits to be ranked, or null
+  int64_t rows, width, start, k;
+  float *top, *total, *mean;                 // [rows] of logits: maximum, Σ w, Σ w · logit
+  float *final_top, *final_total, *across;   // [rows] of final: maximum, Σ w, Σ w · (final - logit)
+  float* values;                             // [rows, k] the largest logits, best first
+  int64_t *tokens, *ahead;                   // [rows, k] theirs; [rows] how many exceed the target
+};
+
 struct Kernels {
   const char* isa;
 
@@ -45,6 +73,27 @@ struct Kernels {
   int32_t (*packed_linear_backward)(const float* grad, int64_t rows, const void* blocks,
                                     const void* scales, int64_t outer, int64_t inner, void* grad_x,
                                     int32_t x_dtype);
+
+  // Mixes the values that each query sees, and whatever else the call asks for.
+  int32_t (*attention)(const GwAttention* call);
+
+  // y = x / scale · weight with scale[rows] = sqrt(mean x² + eps) over d; y and scale may be null.
+  int32_t (*rms_norm)(const void* x, int32_t dtype, int64_t rows, int64_t d, const void* weight,
+                      int32_t weight_dtype, float eps, float* scale, void* y);
+
+  // Turns the pairs (i, i + d_head/2) of x[tokens, heads, d_head]; cos, sin[tokens, d_head/2].
+  int32_t (*rotate)(const void* x, int32_t dtype, int64_t tokens, int64_t heads, int64_t d_head,
+                    const float* cos, const float* sin, void* y);
+
+  // best[rows, k]: the k largest of each row, ties to the lower expert, NaN first.
+  int32_t (*choose)(const float* logits, int64_t rows, int64_t experts, int64_t k, int64_t* best);
+
+  // weights[rows, k]: softmax over the chosen logits; 2 if an index names no expert.
+  int32_t (*weigh)(const float* logits, int64_t rows, int64_t experts, const int64_t* chosen,
+                   int64_t k, float* weights);
+
+  // Takes one more tile of logits into what was read so far.
+  int32_t (*lens)(const GwLens* call);
 };
 
 #define GW_EXPORT extern "C" __attribute__((visibility("default")))

@@ -4,6 +4,7 @@
 
 #include "abi.h"
 #include "pool.hpp"
+#include "seen_keys.hpp"
 
 namespace {
 #include "lanes_avx2.hpp"

@@ -2,6 +2,7 @@
 
 #include "abi.h"
 #include "pool.hpp"
+#include "seen_keys.hpp"
 
 namespace {
 #include "lanes_portable.hpp"

@@ -5,6 +5,13 @@
 #include "weights.hpp"
 #include "linear.hpp"
 #include "linear_backward.hpp"
+#include "element.hpp"
+#include "attention.hpp"
+#include "attention_call.hpp"
+#include "norm.hpp"
+#include "rope.hpp"
+#include "route.hpp"
+#include "lens.hpp"
 
 constexpr Kernels table(const char* isa) {
   return {
@@ -13,5 +20,11 @@ constexpr Kernels table(const char* isa) {
       packed_linear,
       linear_backward,
       packed_linear_backward,
+      attention,
+      rms_norm,
+      rotate,
+      choose,
+      weigh,
+      lens,
   };
 }
