@@ -62,13 +62,11 @@ def build(library: Path = LIBRARY, *, extra: tuple[str, ...] = ()) -> Path:
     command = [*compiler(), *FLAGS, *extra]
     isas = _isas(command)
     have = [f"-DGW_HAVE_{isa.upper()}" for isa in isas]
-    named = {
-        "dispatch": [*have, f'-DGW_DIGEST="{digest()}"'],
-        "pool": [],
-        "seen_keys": [],
-        "isa_portable": [],
+    named: dict[str, list[str]] = {
+        path.stem: [] for path in SOURCES.glob("*.cpp") if not path.stem.startswith("isa_")
     }
-    named |= {f"isa_{isa}": flags for isa, flags in isas.items()}
+    named["dispatch"] = [*have, f'-DGW_DIGEST="{digest()}"']
+    named |= {f"isa_{isa}": flags for isa, flags in {"portable": [], **isas}.items()}
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects = [str(Path(folder) / f"{name}.o") for name in named]
         steps = [

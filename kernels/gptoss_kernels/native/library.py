@@ -33,6 +33,14 @@ KERNELS = {
     "choose": (_P, _I, _I, _I, _P),
     "weigh": (_P, _I, _I, _P, _I, _P),
     "lens": (_P,),
+    "swiglu": (_P, _P, _I, _F, _P, _D),
+    "swiglu_backward": (_P, _P, _P, _I, _F, _P, _P),
+    "moe_gate_up": (_P, _D, _I, _I, _P, _I, _P, _P, _P, _D, _I, _I, _P, _P),
+    "moe_up": (_P, _D, _I, _I, _P, _I, _P, _P, _P, _D, _I, _I, _F, _P),
+    "moe_down": (_P, _D, _I, _P, _I, _P, _P, _P, _D, _I, _I, _P),
+    "moe_combine": (_P, _P, _I, _I, _I, _P, _D),
+    "moe_backward": (_P, _I, _P, _I, _P, _P, _I, _I, _P, _D),
+    "moe_combine_backward": (_P, _P, _P, _I, _I, _I, _P, _P),
 }
 """Argument types of every kernel, in the order of `Kernels` in src/abi.h."""
 

@@ -12,7 +12,7 @@
 // nothing of the standard library but <cstdint> and memcpy (an inline function of the library
 // compiled for AVX-512 must never be the one a smaller CPU runs).
 //
-// Every kernel returns 0, or 1 when its scratch memory could not be had. Tensors are contiguous;
+// Every kernel returns 0, 1 when its scratch memory could not be had, 2 for an index out of range. Tensors are contiguous;
 // pointers may have any alignment. The result of an element has one order of summation, whatever
 // the rows around it, the thread that computes it and the way the work is cut.
 #pragma once
@@ -94,6 +94,40 @@ struct Kernels {
 
   // Takes one more tile of logits into what was read so far.
   int32_t (*lens)(const GwLens* call);
+
+  // post[n] = swiglu(gate[n], up[n]), and its gradient.
+  int32_t (*swiglu)(const float* gate, const float* up, int64_t n, float limit, void* post,
+                    int32_t dtype);
+  int32_t (*swiglu_backward)(const float* grad, const float* gate, const float* up, int64_t n,
+                             float limit, float* grad_gate, float* grad_up);
+
+  // The mixture of experts, one stage each. A row is a (token, slot) pair; indices[tokens, k] names
+  // its expert. blocks[experts, outer, inner/32, 16], scales without the last axis,
+  // bias[experts, outer].
+  // gate and up [tokens, k, d_ff]: the even and odd outputs of x[tokens, d_model] through its experts.
+  int32_t (*moe_gate_up)(const void* x, int32_t x_dtype, int64_t tokens, int64_t k,
+                         const int64_t* indices, int64_t experts, const void* blocks,
+                         const void* scales, const void* bias, int32_t bias_dtype, int64_t d_ff,
+                         int64_t d_model, float* gate, float* up);
+  // post[tokens, k, d_ff] in the dtype of x: swiglu of those, which are never stored.
+  int32_t (*moe_up)(const void* x, int32_t x_dtype, int64_t tokens, int64_t k,
+                    const int64_t* indices, int64_t experts, const void* blocks,
+                    const void* scales, const void* bias, int32_t bias_dtype, int64_t d_ff,
+                    int64_t d_model, float limit, void* post);
+  // out[rows, d_model] from post[rows, d_ff].
+  int32_t (*moe_down)(const void* post, int32_t post_dtype, int64_t rows, const int64_t* indices,
+                      int64_t experts, const void* blocks, const void* scales, const void* bias,
+                      int32_t bias_dtype, int64_t d_model, int64_t d_ff, float* out);
+  // y[tokens, d_model] = sum over slots, in order, of weights[tokens, k] · out[tokens, k, d_model].
+  int32_t (*moe_combine)(const float* out, const float* weights, int64_t tokens, int64_t k,
+                         int64_t d_model, void* y, int32_t dtype);
+  // grad_x[rows, inner] = grad[rows, outer] · W of each row's expert.
+  int32_t (*moe_backward)(const float* grad, int64_t rows, const int64_t* indices,
+                          int64_t experts, const void* blocks, const void* scales, int64_t outer,
+                          int64_t inner, void* grad_x, int32_t dtype);
+  int32_t (*moe_combine_backward)(const float* grad, const float* out, const float* weights,
+                                  int64_t tokens, int64_t k, int64_t d_model, float* grad_out,
+                                  float* grad_weights);
 };
 
 #define GW_EXPORT extern "C" __attribute__((visibility("default")))

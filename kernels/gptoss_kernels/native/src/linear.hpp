@@ -47,7 +47,7 @@ inline void dots(const F& weight, int64_t row, const float* x, float* out) {
 }
 
 template <class F>
-inline void gemv(const F& weight, int64_t row, int n, const float* x, float* out) {
+__attribute__((noinline)) void gemv(const F& weight, int64_t row, int n, const float* x, float* out) {
   int i = 0;
   for (; i + 4 <= n; i += 4) dots<F, 4>(weight, row + i, x, out + i);
   for (; i < n; ++i) dots<F, 1>(weight, row + i, x, out + i);
@@ -71,25 +71,33 @@ struct Decoded {
   }
 };
 
+// sum[X][TILE_W] = or += V vectors of TILE_W decoded rows times those of X rows of x.
+template <class F, int X>
+inline void products(const float* const w[], const float* const x[], int at, f sum[][TILE_W]) {
+#pragma GCC unroll 8
+  for (int v = 0; v < F::V; ++v, at += W) {
+    f a[TILE_W];
+    for (int j = 0; j < TILE_W; ++j) a[j] = Lanes::load(w[j] + at);
+    for (int i = 0; i < X; ++i) {
+      f b = Lanes::load(x[i] + at);
+      for (int j = 0; j < TILE_W; ++j)
+        sum[i][j] = F::SCALED && v == 0 ? Lanes::mul(a[j], b) : Lanes::fma(a[j], b, sum[i][j]);
+    }
+  }
+}
+
 // acc[X][TILE_W] += the decoded chunks of TILE_W weight rows times X rows of x.
 template <class F, int X>
 inline void tile(const Decoded<F>& d, int row, int count, const float* const x[], float* acc) {
+  const float* w[TILE_W];
   f sum[X][TILE_W];
+  for (int j = 0; j < TILE_W; ++j) w[j] = d.w[row + j];
   for (int i = 0; i < X; ++i)
     for (int j = 0; j < TILE_W; ++j)
       sum[i][j] = F::SCALED ? Lanes::zero() : Lanes::load(acc + (i * TILE_W + j) * W);
   for (int c = 0; c < count; ++c) {
-    for (int v = 0; v < F::V; ++v) {
-      int at = c * F::CHUNK + v * W;
-      f w[TILE_W];
-      for (int j = 0; j < TILE_W; ++j) w[j] = Lanes::load(d.w[row + j] + at);
-      for (int i = 0; i < X; ++i) {
-        f a = Lanes::load(x[i] + at);
-        for (int j = 0; j < TILE_W; ++j)
-          sum[i][j] = F::SCALED && v == 0 ? Lanes::mul(w[j], a) : Lanes::fma(w[j], a, sum[i][j]);
-      }
-    }
-    if constexpr (F::SCALED)
+    products<F, X>(w, x, c * F::CHUNK, sum);
+    if constexpr (F::SCALED) {
       for (int j = 0; j < TILE_W; ++j) {
         f scale = Lanes::load(d.scale[row + j] + c * W);
         for (int i = 0; i < X; ++i) {
@@ -97,6 +105,8 @@ inline void tile(const Decoded<F>& d, int row, int count, const float* const x[]
           Lanes::store(to, Lanes::fma(sum[i][j], scale, Lanes::load(to)));
         }
       }
+      asm volatile("" ::: "memory");  // sums of chunks stay in memory: registers are for products
+    }
   }
   if constexpr (!F::SCALED)
     for (int i = 0; i < X; ++i)
@@ -123,7 +133,7 @@ inline void sweep(const Decoded<F>& d, int n, int count, const float* const x[],
 
 // out[i][j] for a panel of m <= PANEL rows of x and n <= GROUP weight rows; out rows BLOCK apart.
 template <class F>
-inline void gemm(const F& weight, int64_t row, int n, const float* const x[], int m, float* out) {
+__attribute__((noinline)) void gemm(const F& weight, int64_t row, int n, const float* const x[], int m, float* out) {
   Decoded<F> d;
   alignas(64) float acc[PANEL * GROUP * W];
   memset(acc, 0, sizeof(float) * size_t((m + TILE_X - 1) / TILE_X * TILE_X * GROUP * W));

@@ -61,11 +61,12 @@ inline void unpack(const F& weight, int64_t chunk, int count, const float* from,
       }
 }
 
-// Rows [first, last) of grad[., outer] times `count` chunks of W. sink(r, values) gets what lies
-// in those chunks of row r.
+// Rows [first, last) of grad[., outer], in their order or that of `index`, times `count` chunks of
+// W. sink(r, values) gets what lies in those chunks of row r.
 template <class F, class Sink>
 inline void project_backward(const F& weight, int64_t chunk, int count, const float* grad,
-                             int64_t outer, int64_t first, int64_t last, const Sink& sink) {
+                             int64_t outer, const int64_t* index, int64_t first, int64_t last,
+                             const Sink& sink) {
   alignas(64) float w[OUTER][SPAN];
   alignas(64) float acc[ROWS * SPAN];
   float row[SPAN];
@@ -76,7 +77,7 @@ inline void project_backward(const F& weight, int64_t chunk, int count, const fl
     for (int64_t n = 0; n < outer; n += OUTER) {
       int rows = int(outer - n < OUTER ? outer - n : OUTER);
       decode(weight, n, rows, chunk, count, w);
-      for (int i = 0; i < m; ++i) at[i] = grad + (r + i) * outer + n;
+      for (int i = 0; i < m; ++i) at[i] = grad + (index ? index[r + i] : r + i) * outer + n;
       sweep_backward(at, m, w, rows, count * F::CHUNK, acc);
     }
     for (int i = 0; i < m; ++i) {
@@ -95,9 +96,10 @@ inline int32_t backward_rows(const F& weight, const float* grad, int64_t rows, i
     int64_t chunk = job * STEP, from = chunk * F::CHUNK;
     int count = int(all - chunk < STEP ? all - chunk : STEP);
     int64_t n = weight.inner - from < SPAN ? weight.inner - from : SPAN;
-    project_backward(weight, chunk, count, grad, outer, 0, rows, [&](int64_t r, const float* y) {
-      put(offset(grad_x, dtype, r * weight.inner + from), dtype, y, n);
-    });
+    project_backward(weight, chunk, count, grad, outer, nullptr, 0, rows,
+                     [&](int64_t r, const float* y) {
+                       put(offset(grad_x, dtype, r * weight.inner + from), dtype, y, n);
+                     });
   });
   return 0;
 }

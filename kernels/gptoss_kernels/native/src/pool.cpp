@@ -158,7 +158,7 @@ void set_threads(int n) {
 
 void* scratch(size_t bytes) {
   thread_local Arena arena;
-  if (bytes > arena.size) {
+  if (bytes > arena.size || !arena.data) {
     std::free(arena.data);
     size_t size = (bytes + bytes / 4 + 4095) / 4096 * 4096;
     arena.data = std::aligned_alloc(4096, size);

@@ -5,6 +5,9 @@
 #include "weights.hpp"
 #include "linear.hpp"
 #include "linear_backward.hpp"
+#include "swiglu.hpp"
+#include "moe.hpp"
+#include "moe_backward.hpp"
 #include "element.hpp"
 #include "attention.hpp"
 #include "attention_call.hpp"
@@ -26,5 +29,13 @@ constexpr Kernels table(const char* isa) {
       choose,
       weigh,
       lens,
+      swiglu,
+      swiglu_backward,
+      moe_gate_up,
+      moe_up,
+      moe_down,
+      moe_combine,
+      moe_backward,
+      moe_combine_backward,
   };
 }
