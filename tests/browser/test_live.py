@@ -37,6 +37,8 @@ heads
     "routing.selected = {'token': 7}; heads.selected = {'head': 6}",
     "routing.freeze(); heads.freeze()",
 ]
+MEASURED = "[...document.querySelectorAll('.thumb')].every(b => b.textContent.includes('%'))"
+"""The heads that nobody chose have come too."""
 
 
 def heard(lab, view, timeout=60, **wanted):
@@ -60,6 +62,14 @@ def state(page, kind):
 
 def view(page, kind):
     return page.locator(f'.gptoss-view[data-kind="{kind}"]')
+
+
+def drawn(page, head):
+    """Wait until a head is drawn."""
+    page.wait_for_function(
+        "head => document.querySelector('[data-kind=attention] .stage').dataset.head === `${head}`",
+        arg=head,
+    )
 
 
 def run(page, harness, cell):
@@ -87,9 +97,7 @@ def test_live_views_talk_to_the_kernel_and_freeze(notebook, lab, harness, tmp_pa
     page.screenshot(path=tmp_path / "live_dark.png")
 
     run(page, harness, 3)  # the kernel moves the selection
-    page.wait_for_function(
-        "document.querySelector('[data-kind=attention] .stage').dataset.head === '6'"
-    )
+    drawn(page, 6)
     assert state(page, "experts")["token"] == 7
 
     run(page, harness, 4)
@@ -127,10 +135,14 @@ def check_attention(page, lab):
     """A head that was not sent comes from the kernel; the query held elsewhere is followed."""
     here = view(page, "attention")
     here.locator("button.thumb").nth(5).click()
-    page.wait_for_function(
-        "document.querySelector('[data-kind=attention] .stage').dataset.head === '5'"
-    )
+    drawn(page, 5)
     heard(lab, "attention", head=5)
+    page.keyboard.press("ArrowLeft")
+    drawn(page, 4)
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+    page.keyboard.press("ArrowRight")
+    heard(lab, "attention", head=5)
+    page.wait_for_function(MEASURED)
     here.get_by_role("button", name="entropy", exact=True).click()
     heard(lab, "attention", sort="entropy")
     matrix = here.locator("canvas.top")

@@ -135,6 +135,10 @@ def test_attention_answers_pointer_head_and_keys(tab, address):
     here.locator("button.thumb").nth(2).click()
     assert state(page, "attention")["head"] == 2
     assert here.locator("button.thumb").nth(2).get_attribute("aria-pressed") == "true"
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowLeft")
+    assert state(page, "attention")["head"] == 6
+    assert here.locator("button.thumb[tabindex='0']").count() == 1
     assert seen.errors == []
 
 

@@ -10,14 +10,28 @@ from gptoss_workbench import views
 from gptoss_workbench.views import packing
 
 
-def arrays(live):
-    """Read the arrays a live view sends, as the page does."""
+def read(raw, layout):
+    """Read arrays as the page does."""
     return {
-        b["name"]: np.frombuffer(live.payload, b["dtype"], b["length"], b["offset"]).reshape(
-            b["shape"]
-        )
-        for b in json.loads(live.header)["buffers"]
+        b["name"]: np.frombuffer(raw, b["dtype"], b["length"], b["offset"]).reshape(b["shape"])
+        for b in layout
     }
+
+
+def arrays(live):
+    """Read the arrays a live view sends."""
+    return read(live.payload, json.loads(live.header)["buffers"])
+
+
+def asked(live, sent, **ask):
+    """Ask as the page does: what is answered, and its arrays."""
+    live._asked(live, {"ask": ask}, [])
+    content, (raw,) = sent.pop()
+    return content, read(raw, content["part"]["buffers"])
+
+
+def head_of(trace, head):
+    return trace.activations["blocks.3.attn.hook_pattern"][0, head].numpy()
 
 
 @pytest.fixture(autouse=True)
@@ -44,18 +58,41 @@ def test_attention_sends_the_head_shown_and_answers_for_the_others(long_trace, s
     half = n * (n + 1) // 2
     assert json.loads(live.header)["heads"] == list(range(8))
     assert json.loads(live.header)["sent"] == [2] and arrays(live)["weights"].size == half
-    assert len(live.payload) < half + 8 * 46 * 46 + 8 * n + 64
-    live._asked(live, {"ask": {"head": 6}}, [])
-    ((content, (weights,)),) = sent
-    assert content == {"answer": {"head": 6}} and len(weights) == half
-    pattern = long_trace.activations["blocks.3.attn.hook_pattern"][0, 6].numpy()
+    assert len(live.payload) < half + 46 * 46 + n + 64
+    (content, weights), pattern = asked(live, sent, head=6, weights=True), head_of(long_trace, 6)
+    assert content["answer"] == {"head": 6, "weights": True} and content["part"]["sent"] == [6]
     expected = packing.quantise(pattern[np.tri(n, dtype=bool)], root=True)
-    assert weights == expected.tobytes()
+    assert (weights["weights"] == expected).all()
 
 
-def test_64_heads_of_512_tokens_send_half_a_megabyte(wide_trace):
+def test_a_face_comes_with_the_weights_or_alone(long_trace, sent):
+    whole = views.attention(long_trace, layer=3, head=5, heads=[5])
+    live = views.attention(long_trace, layer=3, head=2).live()
+    for weights in (True, False):
+        content, got = asked(live, sent, head=5, weights=weights)
+        assert content["part"]["known"] == [5] and bool(got["weights"].size) == weights
+        assert (got["lead"] == whole.buffers["lead"]).all()
+        assert (got["thumbs"] == whole.buffers["thumbs"]).all()
+        assert content["part"]["entropy"] == whole.header["entropy"]
+
+
+def test_each_head_is_measured_once(long_trace, sent, monkeypatch):
+    from gptoss_workbench.views import pattern
+
+    measured, read = [], pattern.read_face
+    monkeypatch.setattr(
+        pattern, "read_face", lambda p, head: measured.append(head) or read(p, head)
+    )
+    live = views.attention(long_trace, layer=3, heads=[2, 6], head=2).live()
+    for head in (6, 2, 6):
+        asked(live, sent, head=head, weights=True)
+    assert sorted(measured) == [2, 6]
+
+
+def test_64_heads_of_512_tokens_open_with_one_of_them(wide_trace):
     live = views.attention(wide_trace, layer=2, head=63).live()
-    assert json.loads(live.header)["leftOut"] == 0 and len(live.payload) < 310_000
+    assert json.loads(live.header)["leftOut"] == 0 and len(live.payload) < 140_000
+    assert len(json.loads(live.header)["heads"]) == 64
     assert len(live.header) < 40_000 and len(live._esm) < 60_000
 
 
@@ -135,6 +172,6 @@ def test_the_environment_turns_live_views_into_snapshots(trace, outputs, monkeyp
 def test_a_live_view_that_would_send_too_much_says_what_to_leave_out(trace, monkeypatch):
     from gptoss_workbench.views import live
 
-    monkeypatch.setattr(live, "MOST", 5_000)
-    with pytest.raises(ValueError, match=r"sends [\d,]+ bytes and may send 5,000; .*heads="):
+    monkeypatch.setattr(live, "MOST", 3_000)
+    with pytest.raises(ValueError, match=r"sends [\d,]+ bytes and may send 3,000; .*heads="):
         views.attention(trace, layer=2).live()

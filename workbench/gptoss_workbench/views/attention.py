@@ -5,17 +5,16 @@ A snapshot carries the heads that fit; live, all heads are offered and each is s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import pattern as reading
-from .packing import quantise
-from .pattern import Pattern, Summary
+from .pattern import Face, Pattern
 from .picture import blank, colour_bar, matrix, place, style, token_axis
-from .snapshot import BUDGET, LIMIT, Demand, View, check_budget, check_place, check_state
+from .snapshot import BUDGET, LIMIT, Demand, Part, View, check_budget, check_place, check_state
 from .transcript import Transcript, transcript
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from gptoss_workbench.trace import Trace
 
 SORTS = ("number", "entropy", "sink")
+Faces = Callable[[int], Face]
+"""Gives what is shown of a head before its weights; each is read once."""
 
 
 def attention(
@@ -53,16 +54,17 @@ def attention(
     check = partial(_checked, pattern.n_heads, offered, len(story.tokens), {"head": head})
     opened = check({"sort": sort} | check_state("attention", state, STATE))
     shown = offered if heads else _that_fit(offered, opened["head"], len(story.tokens), budget)
-    summary = cache(partial(reading.summarise, pattern))
-    header = partial(_header, pattern, story, summary)
+    faces = cache(partial(reading.read_face, pattern))
+    header = partial(_header, pattern, story, offered)
+    carried = _carry(pattern, faces, shown, shown)
     return View(
         kind="attention",
-        scripts=("strip", "grid"),
-        finding=_finding(pattern, opened["head"], summary),
-        header=header(shown, shown, offered, opened),
-        buffers=_buffers(pattern, shown, shown),
+        scripts=("strip", "grid", "heads", "shelf"),
+        finding=_finding(pattern, opened["head"], faces),
+        header={**header(shown, opened), **carried.header},
+        buffers=carried.buffers,
         frame=partial(_frame, pattern, shown),
-        summary=partial(_summary, shown, summary),
+        summary=partial(_summary, shown, faces),
         figure=partial(_figure, pattern, story, opened["head"]),
         check=check,
         reopen=lambda state: attention(
@@ -70,7 +72,7 @@ def attention(
         ),
         smaller="heads=[...]",
         budget=budget,
-        demand=partial(_demand, pattern, offered, header),
+        demand=partial(_demand, pattern, faces, offered, header),
     )
 
 
@@ -108,52 +110,58 @@ def _that_fit(offered: list[int], head: int, tokens: int, budget: int) -> list[i
 def _header(
     pattern: Pattern,
     story: Transcript,
-    summary,
-    heads: list[int],
-    sent: list[int],
     offered: list[int],
+    heads: list[int],
     state: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """`heads` can be shown, the weights of `sent` are among the buffers."""
-    known = [summary(head) for head in heads]
+    """What is the same for all `heads` that can be chosen."""
     facts = {
         "layer": pattern.layer,
         "heads": heads,
-        "sent": sent,
         "leftOut": len(offered) - len(heads),
         "window": pattern.window,
         "lead": ["sink", "cut away"] if pattern.cut else ["sink"],
-        "sinkShare": [round(each.sink, 4) for each in known],
-        "entropy": [round(each.entropy, 3) for each in known],
         "state": dict(state),
     }
     return story.header() | facts
 
 
-def _buffers(pattern: Pattern, heads: list[int], sent: list[int]) -> dict[str, np.ndarray]:
-    lead = np.stack([pattern.outside(head) for head in heads], axis=1)
-    return {
-        "weights": np.concatenate([reading.triangle(pattern, head) for head in sent]),
-        "lead": quantise(lead, root=True),
-        "thumbs": reading.thumbs(pattern, heads),
+def _carry(pattern: Pattern, faces: Faces, known: list[int], sent: list[int]) -> Part:
+    """The faces of the heads `known`, the weights of those `sent`."""
+    seen = [faces(head) for head in known]
+    facts = {
+        "known": known,
+        "sent": sent,
+        "sinkShare": [round(face.summary.sink, 4) for face in seen],
+        "entropy": [round(face.summary.entropy, 3) for face in seen],
     }
+    halves = [reading.triangle(pattern, head) for head in sent]
+    buffers = {
+        "weights": np.concatenate([np.empty(0, np.uint8), *halves]),
+        "lead": np.stack([face.lead for face in seen], axis=1),
+        "thumbs": np.stack([face.thumb for face in seen]),
+    }
+    return Part(facts, buffers)
 
 
-def _demand(pattern: Pattern, offered: list[int], header, state: Mapping[str, Any]) -> Demand:
-    """All heads on offer, the weights of the one shown; the page asks for the others."""
-    sent = [state["head"]]
-    return Demand(
-        header=header(offered, sent, offered, state),
-        buffers=_buffers(pattern, offered, sent),
-        answer=lambda ask: reading.triangle(pattern, int(ask["head"])),
-    )
+def _demand(
+    pattern: Pattern, faces: Faces, offered: list[int], header, state: Mapping[str, Any]
+) -> Demand:
+    """All heads on offer, only the one shown carried; the page asks for the others one by one."""
+
+    def answer(ask: Mapping[str, Any]) -> Part:
+        head = [int(ask["head"])]
+        return _carry(pattern, faces, head, head if ask["weights"] else [])
+
+    shown = answer({"head": state["head"], "weights": True})
+    return Demand(Part({**header(offered, state), **shown.header}, shown.buffers), answer)
 
 
-def _finding(pattern: Pattern, head: int, summary) -> str:
+def _finding(pattern: Pattern, head: int, faces: Faces) -> str:
     reach = f"a window of {pattern.window} tokens" if pattern.window else "all earlier tokens"
     return (
         f"Attention of layer {pattern.layer} head {head} over {reach}: "
-        f"the sink takes {summary(head).sink:.0%} on average"
+        f"the sink takes {faces(head).summary.sink:.0%} on average"
     )
 
 
@@ -174,11 +182,11 @@ def _frame(pattern: Pattern, heads: list[int]) -> pandas.DataFrame:
     return out
 
 
-def _summary(heads: list[int], summary) -> pandas.DataFrame:
+def _summary(heads: list[int], faces: Faces) -> pandas.DataFrame:
     """One row a head: what the sink takes, how spread out the rest is, how far back it looks."""
     import pandas
 
-    known: list[Summary] = [summary(head) for head in heads]
+    known = [faces(head).summary for head in heads]
     columns = {
         "head": heads,
         "mean sink": [each.sink for each in known],

@@ -1,6 +1,6 @@
 // A map of cells on a canvas: labels, a cursor, a held cell, keys. Values are 0..255, -1 is blank.
 
-const LABEL = 64, GUTTER = 6;
+const LABEL = 82, GUTTER = 6, ADVANCE = 0.605; // ADVANCE: width of a letter, in font sizes
 
 /**
  * spec: rows, cols, cell [width, height], lead (columns set apart in front), value(r, c), rowLabel(r),
@@ -38,8 +38,9 @@ function grid(stage, spec) {
     return ink;
   }
 
+  const picture = make("canvas", { width: spec.cols, height: spec.rows }), brush = picture.getContext("2d");
+
   function cells(ink) {
-    const picture = make("canvas", { width: spec.cols, height: spec.rows }), brush = picture.getContext("2d");
     const image = brush.createImageData(spec.cols, spec.rows), pixels = new Uint32Array(image.data.buffer);
     const words = (spec.map ?? RAMP).words;
     for (let r = 0, i = 0; r < spec.rows; r++) {
@@ -57,20 +58,27 @@ function grid(stage, spec) {
     if (w >= 12) for (let c = lead + 1; c < spec.cols; c++) ink.clearRect(at(0, c)[0] - 1, head(), 1, spec.rows * h);
   }
 
+  /** Columns from one label to the next: numbers that lie flat in narrow cells are not all written. */
+  function stride(size) {
+    if (!spec.headHeight || spec.cell[0] >= 40) return 1;
+    return Math.ceil((spec.colLabel(spec.cols - 1).length * ADVANCE * size + 3) / spec.cell[0]);
+  }
+
   function columnLabels(ink, muted) {
-    const size = Math.min(11, spec.cell[0]);
+    const size = Math.min(11, spec.cell[0]), every = spec.colLabel ? stride(size) : 1;
     for (let c = 0; c < spec.cols; c++) {
       const [x, , w] = at(0, c), shade = spec.colColor?.(c);
       if (shade) { ink.fillStyle = shade; ink.fillRect(x, head() - 7, w, 5); }
-      if (!spec.colLabel || (size < 7 && c >= lead)) continue;
+      if (!spec.colLabel || (size < 7 && c >= lead) || (c - lead) % every) continue;
       ink.save();
       ink.translate(x + w / 2, head() - (spec.colColor ? 10 : 4));
       if (spec.headHeight) ink.textAlign = "center";
       else ink.rotate(-Math.PI / 2);
-      ink.font = `${c < lead ? 11 : size}px ui-monospace, "DejaVu Sans Mono", monospace`;
+      const letter = c < lead ? 11 : size, room = spec.headHeight ? every * w - 2 : LABEL - 8;
+      ink.font = `${letter}px ui-monospace, "DejaVu Sans Mono", monospace`;
       ink.textBaseline = spec.headHeight ? "bottom" : "middle";
       ink.fillStyle = muted;
-      ink.fillText(cut(spec.colLabel(c)), 0, 0, LABEL - 8);
+      ink.fillText(cut(spec.colLabel(c), room, letter), 0, 0, room);
       ink.restore();
     }
   }
@@ -85,14 +93,17 @@ function grid(stage, spec) {
       const y = at(r, 0)[1], h = spec.cell[1], shade = spec.rowColor?.(r);
       if (shade) { ink.fillStyle = shade; ink.fillRect(wide - 6, y, 4, h); }
       ink.fillStyle = muted;
-      if (size >= 7) ink.fillText(cut(spec.rowLabel(r)), wide - (shade ? 10 : 5), y + h / 2 + 0.5, wide - 10);
+      if (size >= 7) ink.fillText(cut(spec.rowLabel(r), wide - 10, size), wide - (shade ? 10 : 5), y + h / 2 + 0.5, wide - 10);
     }
     ink.font = "11px system-ui, sans-serif";
     (spec.corner ?? []).forEach((text, i) => ink.fillText(text, wide - 6, head() - 10 - 14 * i));
   }
 
   const sizeSide = (wide) => size(side, wide, height());
-  const cut = (text) => (text.length > 11 ? `${text.slice(0, 10)}…` : text);
+  const cut = (text, room, size) => {
+    const most = Math.max(1, Math.floor(room / (ADVANCE * size)));
+    return text.length > most ? `${text.slice(0, most - 1)}…` : text;
+  };
 
   function marks() {
     const ink = size(top, width(), height());
@@ -115,8 +126,7 @@ function grid(stage, spec) {
     }
   }
 
-  function draw() {
-    const muted = color(stage, "--ink-soft"), ink = size(main, width(), height());
+  function body(ink) {
     if (spec.ground) {
       ink.fillStyle = color(stage, "--wash");
       ink.fillRect(0, head(), width(), spec.rows * spec.cell[1]);
@@ -125,6 +135,18 @@ function grid(stage, spec) {
     ink.save();
     spec.inside?.(ink, at);
     ink.restore();
+  }
+
+  /** New values in the same cells: labels and marks stay. */
+  function repaint() {
+    const ink = main.getContext("2d");
+    ink.clearRect(0, head(), width(), spec.rows * spec.cell[1]);
+    body(ink);
+  }
+
+  function draw() {
+    const muted = color(stage, "--ink-soft"), ink = size(main, width(), height());
+    body(ink);
     columnLabels(ink, muted);
     rowLabels(muted);
     marks();
@@ -157,5 +179,5 @@ function grid(stage, spec) {
     Enter: () => cursor && spec.pick(same(cursor, held) ? null : cursor),
     Escape: () => { cursor = null; spec.pick(null); },
   });
-  return { node, draw, marks, focus: () => top.focus(), hold: (cell) => { held = cell; marks(); } };
+  return { node, draw, repaint, marks, focus: () => top.focus(), hold: (cell) => { held = cell; marks(); } };
 }

@@ -1,6 +1,8 @@
 // The form a widget wants: the same renderer, fed by traits. Its state is the trait `selected`, and
 // what is not sent at once is asked for with a message.
 
+const SETTLED = 120; // milliseconds without a change until the kernel is told: questions go first
+
 function attach({ model, el }) {
   const header = JSON.parse(model.get("header")), sent = model.get("payload");
   const raw = sent.buffer.slice(sent.byteOffset, sent.byteOffset + sent.byteLength);
@@ -8,25 +10,41 @@ function attach({ model, el }) {
   el.append(root);
 
   const waiting = new Map();
-  const answered = (message, parts) => {
-    const key = JSON.stringify(message.answer), part = parts[0];
-    if (!waiting.has(key) || !part) return;
-    waiting.get(key)(new Uint8Array(part.buffer, part.byteOffset, part.byteLength));
+  const answered = ({ answer, part }, [sent]) => {
+    const key = JSON.stringify(answer), told = waiting.get(key);
+    if (!told || !sent) return;
     waiting.delete(key);
+    const raw = sent.buffer.slice(sent.byteOffset, sent.byteOffset + sent.byteLength);
+    told.resolve({ ...part, arrays: arrays(raw, part.buffers) });
   };
-  const ask = (what) => new Promise((resolve) => {
-    waiting.set(JSON.stringify(what), resolve);
-    model.send({ ask: what });
-  });
-  let told = null;
-  const emit = (state) => {
+  const ask = (what) => {
+    const key = JSON.stringify(what);
+    if (!waiting.has(key)) {
+      const told = {};
+      told.promise = new Promise((resolve) => { told.resolve = resolve; });
+      waiting.set(key, told);
+      model.send({ ask: what });
+    }
+    return waiting.get(key).promise;
+  };
+  let told = null, later = 0, shown = null;
+  const tell = (state) => {
     told = JSON.stringify(state);
     if (told === JSON.stringify(model.get("selected"))) return;
     model.set("selected", state);
     model.save_changes();
   };
-  let shown = null;
-  const moved = () => { if (JSON.stringify(model.get("selected")) !== told) shown?.set(model.get("selected")); told = null; };
+  const emit = (state) => {
+    clearTimeout(later);
+    later = setTimeout(tell, SETTLED, state);
+  };
+  const moved = () => {
+    if (JSON.stringify(model.get("selected")) !== told) {
+      clearTimeout(later);
+      shown?.set(model.get("selected"));
+    }
+    told = null;
+  };
   const placed = new ResizeObserver(() => {  // before it has a place in the page there is no size and no colour
     if (shown || !root.clientWidth) return;
     placed.disconnect();

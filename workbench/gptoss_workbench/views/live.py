@@ -16,7 +16,7 @@ import anywidget
 import traitlets
 
 from . import packing
-from .snapshot import Demand, View, read
+from .snapshot import Demand, Part, View, read
 
 SNAPSHOT = "GPTOSS_SNAPSHOT"
 """Environment variable: 1 shows every live view as its snapshot and opens no connection."""
@@ -37,13 +37,13 @@ class Live(anywidget.AnyWidget):
     def __init__(self, view: View):
         self._view, self._shown, self._frozen = view, None, snapshots_only()
         state = view.state()
-        demand = view.demand(state) if view.demand else Demand(view.header, view.buffers, _nothing)
-        self._answer = demand.answer
-        payload = packing.raw(demand.buffers)
+        whole = Demand(Part(view.header, view.buffers), _nothing)
+        (facts, buffers), self._answer = view.demand(state) if view.demand else whole
+        payload = packing.raw(buffers)
         check_size(view, len(payload))
         super().__init__(
             _esm=f"{view.script()}\n{read('live.js')}",
-            header=packing.header_text(view.kind, view.finding, demand.header, demand.buffers),
+            header=packing.header_text(view.kind, view.finding, facts, buffers),
             payload=payload,
             selected=state,
         )
@@ -89,7 +89,9 @@ class Live(anywidget.AnyWidget):
 
     def _asked(self, _widget: Live, content: Mapping[str, Any], _buffers: list) -> None:
         if "ask" in content:
-            self.send({"answer": content["ask"]}, [self._answer(content["ask"]).tobytes()])
+            facts, buffers = self._answer(content["ask"])
+            part = {**facts, "buffers": packing.layout(buffers)}
+            self.send({"answer": content["ask"], "part": part}, [packing.raw(buffers)])
 
     @traitlets.validate("selected")
     def _checked(self, proposal: Mapping[str, Any]) -> dict[str, Any]:

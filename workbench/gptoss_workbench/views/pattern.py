@@ -6,7 +6,6 @@ half that a query can see: query q has keys 0 to q, one query after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -47,12 +46,13 @@ class Pattern(NamedTuple):
 
     def weights(self, head: int) -> Tensor:
         """[query, key] of one head in float32, over the tokens shown."""
-        return self.full[head][self.columns][:, self.keys].float()
+        return self.full[head][_span(self.columns)][:, _span(self.keys)].float()
 
     def outside(self, head: int) -> np.ndarray:
         """[lead, query]: what goes to the sink and, of a cut trace, to keys that are not shown."""
-        total = self.full[head][self.columns].float().sum(-1)
-        known = None if self.sinks is None else self.sinks[head][self.columns].float()
+        rows = _span(self.columns)
+        total = self.full[head][rows].float().sum(-1)
+        known = None if self.sinks is None else self.sinks[head][rows].float()
         lead = [(1 - total).clamp(0, 1) if known is None else known]
         if self.cut:
             lead.append((total - self.weights(head).sum(-1)).clamp(0, 1))
@@ -68,6 +68,16 @@ class Summary(NamedTuple):
     """Bits, of the weights on keys as they are."""
     distance: float
     """Tokens back, weighted by the weights on keys."""
+
+
+class Face(NamedTuple):
+    """What a page shows of a head before its weights; small, so that it can be kept."""
+
+    summary: Summary
+    lead: np.ndarray
+    """[lead, query], see `Pattern.outside`, in 256 steps."""
+    thumb: np.ndarray
+    """[cell, cell]: the largest weight in each cell of the small picture, in 256 steps."""
 
 
 def read_pattern(trace: Trace, layer: int | None, row: int, story: Transcript) -> Pattern:
@@ -86,16 +96,13 @@ def read_pattern(trace: Trace, layer: int | None, row: int, story: Transcript) -
     )
 
 
-def summarise(pattern: Pattern, head: int) -> Summary:
-    """Measure one head."""
-    weights = pattern.weights(head)
-    n = len(weights)
+def read_face(pattern: Pattern, head: int) -> Face:
+    """Measure one head and draw it small."""
+    weights, lead = pattern.weights(head), pattern.outside(head)
     entropy = torch.special.entr(weights).sum(-1).mean() / np.log(2)
-    mass = weights.sum(-1).clamp(min=1e-12)
-    places = torch.tensor(pattern.keys, dtype=torch.float32)
-    back = (weights.sum(-1) * places - weights @ places) / mass
-    sink = float(pattern.outside(head)[0].mean())
-    return Summary(sink, float(entropy), float(back.sum()) / n)
+    summary = Summary(float(lead[0].mean()), float(entropy), _distance(weights, pattern.keys))
+    thumb = quantise(_thumb(weights.numpy()), root=True)
+    return Face(summary, quantise(lead, root=True), thumb)
 
 
 def triangle(pattern: Pattern, head: int) -> np.ndarray:
@@ -104,14 +111,26 @@ def triangle(pattern: Pattern, head: int) -> np.ndarray:
     return quantise(weights[np.tri(len(weights), dtype=bool)], root=True)
 
 
-def thumbs(pattern: Pattern, heads: Sequence[int]) -> np.ndarray:
-    """[head, cell, cell]: the largest weight in each cell of a head's small picture."""
-    n = len(pattern.columns)
+def _distance(weights: Tensor, keys: list[int]) -> float:
+    """Tokens back to the keys, weighted, on average over the queries."""
+    mass = weights.sum(-1)
+    places = torch.tensor(keys, dtype=torch.float32)
+    back = (mass * places - weights @ places) / mass.clamp(min=1e-12)
+    return float(back.mean())
+
+
+def _thumb(weights: np.ndarray) -> np.ndarray:
+    """[cell, cell]: the largest weight in each cell."""
+    n = len(weights)
     side = min(n, THUMB)
     starts = -(-np.arange(side) * n // side)
-    rows = [np.maximum.reduceat(pattern.weights(h).numpy(), starts, axis=0) for h in heads]
-    cells = np.stack([np.maximum.reduceat(each, starts, axis=1) for each in rows])
-    return quantise(cells, root=True)
+    return np.maximum.reduceat(np.maximum.reduceat(weights, starts, axis=0), starts, axis=1)
+
+
+def _span(places: list[int]) -> slice | list[int]:
+    """Places that follow one another as a slice, which reads them without a copy."""
+    whole = list(range(places[0], places[-1] + 1))
+    return slice(places[0], places[-1] + 1) if places == whole else places
 
 
 def _layer(trace: Trace, layer: int | None) -> int:

@@ -1,6 +1,6 @@
 // Shared by every view: payload, theme, colour maps, keys, footer. Python appends the view's own file,
-// whose render(stage, header, buffers, emit, ask) draws and gives { draw(), select(token), set(state) }.
-// It tells every new state with emit(state), and with emit(state, token) when a token was picked.
+// whose render(stage, header, buffers, emit, ask) draws and gives { draw(), select(token), set(state),
+// close() }. It tells every new state with emit(state), and with emit(state, token) when a token was picked.
 
 const RAMP_STOPS = [
   [0, 34, 78], [0, 46, 106], [26, 56, 111], [50, 67, 109], [67, 78, 108], [83, 90, 109],
@@ -158,7 +158,7 @@ function mount(root, header, buffers, render, { emit = () => {}, ask } = {}) {
   window.addEventListener("gptoss-token", ({ detail }) => {
     if (header.trace && detail.trace === header.trace && detail.from !== stage) shown.select?.(detail.token);
   }, { signal });
-  const close = () => { ending.abort(); stage.remove(); };
+  const close = () => { ending.abort(); shown.close?.(); stage.remove(); };
   return { set: (state) => shown.set?.(state), close };
 }
 

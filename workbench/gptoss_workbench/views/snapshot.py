@@ -40,13 +40,19 @@ INERT_ROWS = 12
 """Rows of the table that stands in where scripts do not run."""
 
 
-class Demand(NamedTuple):
-    """What a live view carries in place of the snapshot's data, and how it answers for more."""
+class Part(NamedTuple):
+    """What goes to the page in one piece."""
 
     header: Mapping[str, Any]
     buffers: Mapping[str, np.ndarray]
-    answer: Callable[[Mapping[str, Any]], np.ndarray]
-    """Gives the numbers that the page asks for."""
+
+
+class Demand(NamedTuple):
+    """What a live view carries in place of the snapshot's data, and how it answers for more."""
+
+    opening: Part
+    answer: Callable[[Mapping[str, Any]], Part]
+    """Gives what the page asks for."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,8 +97,11 @@ function strip(header, { label, point, pick }) {
     Enter: () => pick(at === locked ? null : at), Escape: () => { move(null); pick(null); },
   });
   /** Tints tokens by value 0..255, deeper for more; null leaves one plain. */
+  const painted = spans.map(() => null);
   const paint = (value) => spans.forEach((span, i) => {
     const v = value(i);
+    if (v === painted[i]) return;
+    painted[i] = v;
     span.classList.toggle("painted", v !== null);
     span.style.setProperty("--paint", v === null ? "" : `${Math.round((100 * v) / 255)}%`);
   });

@@ -1,0 +1,75 @@
+// The heads that are here. A live view has one at first and asks for the others: the chosen one at
+// once, the rest in idle time, nearest first, one at a time so that a choice never stands in a queue.
+
+const KEPT = 6e7, AHEAD = 1.6e7; // bytes of weights kept, and of weights fetched before they are wanted
+
+const idle = window.requestIdleCallback ? (act) => requestIdleCallback(act, { timeout: 250 }) : (act) => setTimeout(act, 20);
+
+/** What is known of a head without its weights; copies, so that the message they came in can go. */
+function faceOf(part, i, n) {
+  const count = part.known.length, { lead, thumbs } = part.arrays, cells = thumbs.length / count;
+  return {
+    sink: part.sinkShare[i],
+    entropy: part.entropy[i],
+    lead: Array.from({ length: lead.length / (count * n) }, (_, c) => lead.slice((c * count + i) * n, (c * count + i + 1) * n)),
+    thumb: thumbs.slice(i * cells, (i + 1) * cells),
+  };
+}
+
+/** `came(head, first)` is called for each head that comes later; first: its face was not known. */
+function headStore(header, arrays, ask, came) {
+  const n = header.tokens.id.length, half = (n * (n + 1)) / 2, reach = Math.floor(AHEAD / half);
+  const faces = new Map(), held = new Map();
+  let order = header.heads, near = header.state.head, busy = false, closed = !ask;
+
+  function keep(head, weights) {
+    held.delete(head);
+    held.set(head, weights);
+    for (const oldest of held.keys()) {
+      if (held.size === 1 || held.size * half <= KEPT) break;
+      held.delete(oldest);
+    }
+  }
+
+  function take(part) {
+    part.known.forEach((head, i) => faces.set(head, faceOf(part, i, n)));
+    part.sent.forEach((head, i) => keep(head, part.arrays.weights.subarray(i * half, (i + 1) * half)));
+  }
+
+  const fetch = (head, weights) => ask({ head, weights }).then((part) => {
+    const first = !faces.has(head);
+    take(part);
+    if (!closed) came(head, first);
+  });
+
+  /** The nearest head that lacks its face or, where it is near enough, its weights. */
+  function next() {
+    const from = order.indexOf(near), far = (head) => Math.abs(order.indexOf(head) - from);
+    const lacks = (head) => !faces.has(head) || (far(head) < reach && !held.has(head));
+    const head = order.filter(lacks).sort((a, b) => far(a) - far(b))[0];
+    return closed || head === undefined ? null : { head, weights: far(head) < reach && !held.has(head) };
+  }
+
+  function more() {
+    if (busy || !next()) return;
+    busy = true;
+    idle(() => {
+      const wanted = next();
+      if (!wanted) { busy = false; return; }
+      fetch(wanted.head, wanted.weights).then(() => { busy = false; more(); });
+    });
+  }
+
+  take({ ...header, arrays });
+  return {
+    face: (head) => faces.get(head),
+    has: (head) => held.has(head),
+    known: () => faces.size,
+    /** The weights of a head that is here; it is then the last to be dropped. */
+    weights: (head) => { keep(head, held.get(head)); return held.get(head); },
+    want: (head) => { near = head; if (!held.has(head)) fetch(head, true); more(); },
+    /** Fetches this head and those beside it next; `beside`: the heads in the order shown. */
+    toward: (head, beside = order) => { near = head; order = beside; more(); },
+    close: () => { closed = true; },
+  };
+}
