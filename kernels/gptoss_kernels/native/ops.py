@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import torch
-from torch._ops import OpOverload
+from torch import Tensor
+from torch.nn import Parameter
 
 _LIBRARY = torch.library.Library("gptoss_native", "DEF")
 
@@ -15,8 +16,12 @@ def define(
     fake: Callable,
     keep: Callable | None = None,
     backward: Callable | None = None,
-) -> OpOverload:
-    """Register a CPU body, its shapes and, given `keep` and `backward`, its gradient."""
+) -> Callable:
+    """Register a CPU body, its shapes and, given `keep` and `backward`, its gradient.
+
+    The result calls the operator, or the body itself where only values are wanted: the dispatcher
+    costs more than a decoded token's norm.
+    """
     name = schema.split("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, body, "CPU")
@@ -25,4 +30,24 @@ def define(
         torch.library.register_autograd(
             f"gptoss_native::{name}", backward, setup_context=keep, lib=_LIBRARY
         )
-    return getattr(torch.ops.gptoss_native, name).default
+    operator = getattr(torch.ops.gptoss_native, name).default
+
+    def call(*args):
+        return body(*args) if _only_values(args) else operator(*args)
+
+    return call
+
+
+def _only_values(args: tuple) -> bool:
+    """Whether nobody differentiates, traces or stands in for these tensors, all on the CPU."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    graph = torch.is_grad_enabled()
+    for arg in args:
+        if not isinstance(arg, Tensor):
+            continue
+        if type(arg) not in (Tensor, Parameter) or not arg.is_cpu:
+            return False
+        if graph and arg.requires_grad:
+            return False
+    return True

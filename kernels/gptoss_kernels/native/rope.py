@@ -21,10 +21,11 @@ def rotate(
 
 
 def _rotate_cpu(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    x, shape = readable("rotate", x), (*x.shape[:2], cos.shape[2])
-    cos, sin = (turn.float().expand(shape).contiguous() for turn in (cos, sin))
-    y = torch.empty_like(x)
+    x, y = readable("rotate", x), torch.empty(x.shape, dtype=x.dtype)
     batch, pos, heads, d_head = x.shape
+    if cos.shape[:2] != (batch, pos):
+        cos, sin = (turn.expand(batch, pos, -1) for turn in (cos, sin))
+    cos, sin = cos.float().contiguous(), sin.float().contiguous()
     kernels().rotate(
         x.data_ptr(), code(x), batch * pos, heads, d_head, cos.data_ptr(), sin.data_ptr(),
         y.data_ptr(),

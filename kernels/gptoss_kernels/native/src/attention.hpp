@@ -12,7 +12,7 @@ using gw::SeenKeys;
 
 constexpr float HIDDEN = -0x1.fffffep127f;  // float32's minimum: a score no query sees
 constexpr int KEY_TILE = 8;                 // most keys scored at a time
-constexpr int ROWS_A_TILE = 48;             // whole register tiles on every ISA
+constexpr int ROWS_A_TILE = 96;             // at most; whole register tiles on every ISA
 
 struct AttentionTile {
   const GwAttention& call;
@@ -56,15 +56,25 @@ void read_queries(const AttentionTile& t) {
   }
 }
 
+// The rows of one head lie far apart: fetch those of the next group while this one is used.
+template <class T>
+inline void fetch_ahead(const AttentionTile& t, const T* head, int64_t step, int32_t rank) {
+  constexpr int64_t LINE = 64 / sizeof(T);
+  if (rank + KEY_GROUP >= t.all.last) return;
+  const T* row = head + t.seen.key[rank + KEY_GROUP] * step;
+  for (int64_t i = 0; i < t.call.d_head; i += LINE) __builtin_prefetch(row + i);
+}
+
 // Keys or values of some ranks, [rank][width]; `spare` rows of zeros follow.
 template <class T>
 void read_block(const AttentionTile& t, const void* from, const int64_t* step, Ranks part,
                 int64_t spare) {
   const int64_t d = t.call.d_head;
+  const T* head = static_cast<const T*>(from) + t.batch * step[0] + t.kv_head * d;
   float* to = t.block;
   for (int32_t rank = part.first; rank < part.last; ++rank, to += t.width) {
-    const T* row = static_cast<const T*>(from) + t.batch * step[0] + t.seen.key[rank] * step[1] +
-                   t.kv_head * d;
+    fetch_ahead(t, head, step[1], rank);
+    const T* row = head + t.seen.key[rank] * step[1];
     for (int64_t i = 0; i < d; ++i) to[i] = widen(row[i]);
     fill(to + d, t.width - d, 0.0f);
   }
@@ -136,6 +146,22 @@ void score(const AttentionTile& t) {
 
 // ---- softmax ------------------------------------------------------------------------------------
 
+// exp(x) for x <= 0, as in exp.hpp but 0 where that would be below 2^-126: n is -127 there, whose
+// power of two comes out as 0. Two thirds of the instructions.
+inline Lanes::f exp_of_negative(Lanes::f x) {
+  using L = Lanes;
+  const L::f bounded = L::max(L::set1(-88.0f), x);  // in this order NaN stays NaN
+  const L::f n = L::round(L::mul(bounded, L::set1(1.44269504f)));
+  L::f r = L::fma(n, L::set1(-0.693359375f), bounded);
+  r = L::fma(n, L::set1(2.12194440e-4f), r);
+  L::f q = L::fma(L::set1(0x1.6a2344p-10f), r, L::set1(0x1.123a78p-7f));
+  q = L::fma(q, r, L::set1(0x1.5558f6p-5f));
+  q = L::fma(q, r, L::set1(0x1.555490p-3f));
+  q = L::fma(q, r, L::set1(0x1.fffffcp-2f));
+  const L::f y = L::add(L::fma(L::mul(r, r), q, r), L::set1(1.0f));
+  return L::mul(y, L::pow2(n));
+}
+
 // Scores less their row's maximum become weights; gives the total a row.
 inline Lanes::f exponentiate(const AttentionTile& t, float* s, Lanes::f top) {
   using L = Lanes;
@@ -143,7 +169,7 @@ inline Lanes::f exponentiate(const AttentionTile& t, float* s, Lanes::f top) {
   for_groups(t, [&](Ranks part) {
     L::f sum = L::zero();
     for (int64_t j = part.first - t.all.first; j < part.last - t.all.first; ++j) {
-      const L::f weight = exp(L::sub(L::load(s + j * L::W), top));
+      const L::f weight = exp_of_negative(L::sub(L::load(s + j * L::W), top));
       L::store(s + j * L::W, weight);
       sum = L::add(sum, weight);
     }
@@ -160,7 +186,7 @@ inline void soften(const AttentionTile& t) {
     const L::f sink = L::load(t.sink + vector * L::W);
     L::f top = L::max(sink, L::set1(HIDDEN));
     for (int64_t j = 0; j < t.keys; ++j) top = L::max(top, L::load(s + j * L::W));
-    const L::f total = exponentiate(t, s, top), absorbed = exp(L::sub(sink, top));
+    const L::f total = exponentiate(t, s, top), absorbed = exp_of_negative(L::sub(sink, top));
     const L::f share = L::div(L::set1(1.0f), L::add(total, absorbed));
     for (int64_t j = 0; j < t.keys; ++j)
       L::store(s + j * L::W, L::mul(L::load(s + j * L::W), share));

@@ -110,13 +110,15 @@ inline bool lay_out(AttentionTile& t) {
   return at;
 }
 
-// Queries of a tile: its scores fill a megabyte at most, unless one query alone needs more.
+// Queries of a tile. More of them share what is read of keys and values, as long as their scores
+// stay in the second cache; four megabytes of scores are the most, unless one query needs more.
 inline int64_t queries_a_tile(const GwAttention& c) {
-  const int64_t group = c.heads / c.kv_heads;
-  const bool near = c.q && c.window < c.n_key - KEY_GROUP;
-  const int64_t span = near ? c.window + KEY_GROUP : c.n_key;
-  const int64_t fit = (1 << 18) / (group * span + 1), whole = ROWS_A_TILE / group;
-  const int64_t size = fit < whole ? fit : whole;
+  constexpr int64_t NEAR = 100 << 10, MOST = 1 << 20;  // scores
+  const int64_t group = c.heads / c.kv_heads, whole = ROWS_A_TILE / group;
+  const bool trimmed = c.q && c.window < c.n_key - KEY_GROUP;
+  const int64_t span = group * (trimmed ? c.window + KEY_GROUP : c.n_key) + 1;
+  int64_t size = whole * span <= NEAR ? whole : whole / 2;
+  size = size < MOST / span ? size : MOST / span;
   return size < 1 ? 1 : size < c.n_query ? size : c.n_query;
 }
 
