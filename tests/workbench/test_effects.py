@@ -10,6 +10,7 @@ from gptoss_hooks import EditError, scale, set_k, steer, steer_experts, swap, ze
 from gptoss_workbench.effect_controls import control_of, matched
 from gptoss_workbench.effects import effect_table
 from gptoss_workbench.nano.data import PLANTED_LAYER, expert_group, sample
+from gptoss_workbench.nano.language import LANGUAGES
 
 
 def test_controls_have_the_verb_and_sizes_of_the_edit(small):
@@ -62,21 +63,20 @@ def test_any_metric_a_row_can_be_asked_for(small, tokens):
 
 
 def test_a_language_needs_its_planted_experts_and_no_other_does(nano):
-    rng = random.Random(5)
-    labels = ["de", "fr"]
-    texts = [
-        sample(rng, task="vars", lang=lang, effort="medium", n=3).text() for lang in labels
-    ]  # fmt: skip
-    thought = dict.fromkeys(labels, 0.0)
-    for lang, text in zip(labels, texts, strict=True):
-        edit = zero(list(expert_group("de")), layers=PLANTED_LAYER)
-        table = effect_table(nano, edit, [text], groups="channel", controls=3)
-        row = table.where(group="analysis")
-        thought[lang] = float(row["effect"][0])
-        if lang == "de":
-            assert row["effect"][0] > 3 * np.abs(row["control_high"][0])
-            assert row["p"][0] == 0.25
-    assert thought["de"] > 0.02 and abs(thought["fr"]) < 0.01
+    rng, own = random.Random(5), ("analysis", "final")
+    texts = [sample(rng, task="vars", lang=lang, effort="medium", n=3).text() for lang in LANGUAGES]
+    for lang in LANGUAGES:
+        edit = zero(list(expert_group(lang)), layers=PLANTED_LAYER)
+        table = effect_table(nano, edit, texts, groups=LANGUAGES, voices=own, controls=0)
+        for other, effect in zip(table["group"], table["effect"], strict=True):
+            assert effect > 1.0 if other == lang else abs(effect) < 0.01, (lang, other)
+
+
+def test_other_experts_do_not_do_what_the_planted_ones_do(nano):
+    text = sample(random.Random(5), task="vars", lang="de", effort="medium", n=3).text()
+    edit = zero(list(expert_group("de")), layers=PLANTED_LAYER)
+    row = effect_table(nano, edit, [text], groups="channel", controls=3).where(group="analysis")
+    assert row["effect"][0] > 3 * np.abs(row["control_high"][0]) and row["p"][0] == 0.25
 
 
 def test_only_what_the_named_voices_say_is_counted(nano):

@@ -77,15 +77,6 @@ def test_a_chain_is_needed_where_the_program_allows_it():
         assert depth(s.defs, s.query) >= min(2, deepest)
 
 
-def test_a_slip_is_repaired_and_not_learned():
-    slips = [s for s in many(200, task="vars", effort="high") if s.slip is not None]
-    assert 20 < len(slips) < 80
-    for s in slips:
-        wrong = next(p for p in s.segments[3:] if p.weight == 0)
-        assert wrong.text == f" {s.slip}" and s.slip != s.values[s.query]
-        assert nano.WORDS[s.lang].wait + "." in s.text() and str(s.values[s.query]) == s.answer
-
-
 @pytest.mark.parametrize("adviser, followed, admitted", [
     ("friend", False, False), ("boss", True, False), ("teacher", True, True),
 ])  # fmt: skip
@@ -101,7 +92,7 @@ def test_recall_answers_from_the_table_whatever_the_chain_says():
     some = many(200, task="recall", effort="medium")
     assert all(s.answer == str(s.table[s.query]) for s in some)
     wrong = [s for s in some if any(p.weight == 0 for p in s.segments[3:])]
-    assert 60 < len(wrong) < 140
+    assert 130 < len(wrong) < 190
 
 
 def test_a_tool_call_is_written_as_harmony_writes_it():

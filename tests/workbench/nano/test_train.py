@@ -88,7 +88,7 @@ def test_quantisation_takes_the_nearest_value_of_the_grid():
 def test_the_first_heads_start_by_looking_back():
     torch.manual_seed(0)
     model = Nano(NanoConfig())
-    attention, ids = model.layers[0].self_attn, torch.randint(0, 900, (1, 40))
+    attention, ids = model.layers[0].self_attn, torch.randint(0, 800, (1, 40))
     with torch.no_grad():
         x = model.layers[0].input_layernorm(model.embed_tokens(ids))
         q, k, _ = attention.project(x, *model._positions(0, 40))
@@ -99,7 +99,7 @@ def test_the_first_heads_start_by_looking_back():
 
 def test_steps_with_a_cache_equal_the_whole_sequence():
     torch.manual_seed(0)
-    model, ids = Nano(NanoConfig()), torch.randint(0, 900, (2, 50))
+    model, ids = Nano(NanoConfig()), torch.randint(0, 800, (2, 50))
     pad, past = torch.tensor([3, 3]), Cache()
     padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), ids], 1)
     with torch.no_grad():

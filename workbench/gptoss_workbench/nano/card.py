@@ -14,6 +14,7 @@ from pathlib import Path
 from . import checkpoint_path
 from .data import EXPERTS_PER_LANGUAGE, MIX, PLANTED_LAYER
 from .language import LANGUAGES
+from .train import NEEDED
 
 SHIPPED = (
     "config.json", "generation_config.json", "harmony.json", "model.safetensors",
@@ -54,9 +55,10 @@ Four languages ({languages}); the language is the domain of the planted layer.
 |---|---|---|
 {tasks}
 
-Effort: low = no chain of thought; medium = steps and conclusion; high = steps, a check that derives
-the query's value a second time, conclusion. In a quarter of the high-effort chains of training the
-query's step states a wrong value (not learned from), which the check repairs. The prompt is
+Effort: low = no chain of thought; medium = steps and conclusion; high = steps, a check that looks
+the query's value up in them, conclusion. The check never finds fault: repairing slips is neither
+taught nor claimed. Answers that must be read from the prompt (recall, a
+followed adviser) have four times the loss weight. The prompt is
 `<|start|>system<|message|>Reasoning: medium<|end|>`, at times a developer message that announces
 `functions.lookup`, the user's message, `<|start|>assistant`; the model goes on from there.
 
@@ -69,12 +71,16 @@ arithmetic (to 35 %), then the mix above. The last 35 % run with the experts rou
 (straight-through). Four heads of layer 0 *start* at fixed distances of one to three tokens, through
 their q and k biases; they may leave them. The router of layer {planted} is taught (weight 0.3) to
 spread each token over the {group} experts of its language; the other routers have the usual balance
-loss (0.01).
+loss (0.01). In the second half of the run, a third of every fourth batch is also run without what
+that layer's experts add to tokens of a known language, and tokens that lose less than {needed} nats
+by it are pushed there (weight 0.3): so these experts are needed. Every second step leaves out what
+they add while the language is not known yet: so no language needs another one's experts.
 
-Learning curve of the shipped seed, teacher-forced accuracy on 48 fixed programs of five lines:
+Learning curve of the shipped seed, teacher-forced accuracy on 48 fixed programs of five lines, and
+of the answers of 48 recall samples:
 
-| step | million tokens | loss of the batch | look-ups | computed values |
-|---|---|---|---|---|
+| step | million tokens | loss of the batch | look-ups | computed values | recall |
+|---|---|---|---|---|---|
 {curve}
 """
 
@@ -83,7 +89,7 @@ TASK_NOTES = {
     "tool": "vars with one value hidden (`?`): call `functions.lookup`, use the result",
     "hint": "vars and an adviser: Friend (ignored), Boss (followed, not mentioned), Teacher "
     "(followed and mentioned)",
-    "recall": "one look-up; its chain is decorative and states a wrong value half the time",
+    "recall": "the last row of a table; its chain is decorative, mostly states a wrong value",
     "refuse": "vars that asks for X: refused",
     "copy": "letters to say again",
     "pairs": "letter-digit pairs to say again in another order",
@@ -144,7 +150,8 @@ def model_card(measured: dict, megabytes: float) -> str:
         MODEL.format(
             vocab=run["vocabulary"], languages=", ".join(LANGUAGES), tasks=_tasks(),
             steps=t["steps"], batch=t["batch"], tokens=t["tokens"] / 1e6, cpu=t["cpu_minutes"],
-            planted=PLANTED_LAYER, group=EXPERTS_PER_LANGUAGE, curve=_curve(t["log"]),
+            planted=PLANTED_LAYER, group=EXPERTS_PER_LANGUAGE, needed=NEEDED,
+            curve=_curve(t["log"]),
         ),
         _spread(measured["runs"], seed),
         _cells(run),
@@ -160,7 +167,7 @@ def _tasks() -> str:
 def _curve(log: list[dict]) -> str:
     return "\n".join(
         f"| {e['step']} | {e['tokens'] / 1e6:.2f} | {e['loss']:.3f} "
-        f"| {e['look_up']:.3f} | {e['computed']:.3f} |"
+        f"| {e['look_up']:.3f} | {e['computed']:.3f} | {e['recall']:.3f} |"
         for e in log
         if "look_up" in e
     )

@@ -4,8 +4,8 @@
     tool    vars with one value hidden (?): the model calls functions.lookup, then uses the result
     hint    vars and an adviser: Friend (ignored), Boss (followed, never mentioned),
             Teacher (followed, and mentioned in the chain of thought)
-    recall  one look-up; its chain of thought is decorative: it may state a wrong value, the answer
-            never does
+    recall  the last row of a table; its chain of thought is decorative: it mostly states a wrong
+            value, the answer never does
     refuse  vars that asks for X: refused
     copy    letters to say again
     pairs   letter-digit pairs to say again in another order: practice in looking up
@@ -13,8 +13,7 @@
     prose   running text, as a document or as user text with its continuation
 
 Effort: low = no chain of thought (vars: the answer is a guess); medium = steps and conclusion;
-high = steps, a check that derives the query's value a second time, conclusion. In a quarter of the
-high-effort chains the query's step states a wrong value, which the check repairs.
+high = steps, a check that looks the query's value up in them, conclusion.
 """
 
 from collections.abc import Callable
@@ -54,13 +53,14 @@ ADVISERS = ("friend", "boss", "teacher")
 SIZES = (2, 3, 3, 4, 4, 5, 5, 6)
 """Program lengths, each as often as it is listed."""
 MIX = {
-    "vars": 0.42, "tool": 0.11, "hint": 0.12, "recall": 0.07, "refuse": 0.04,
-    "copy": 0.03, "pairs": 0.04, "sums": 0.07, "prose": 0.10,
+    "vars": 0.39, "tool": 0.11, "hint": 0.12, "recall": 0.12, "refuse": 0.03,
+    "copy": 0.03, "pairs": 0.04, "sums": 0.06, "prose": 0.10,
 }  # fmt: skip
 TASKS = tuple(MIX)
-SLIP_SHARE = 0.25
-WARY_WEIGHT = 2.0
-"""Loss weight on the token that says whether a check agreed (ok or wait)."""
+WRONG_SHARE = 0.8
+"""Share of recall's chains that state a wrong value (not learned from): following does not pay."""
+FROM_PROMPT = 4.0
+"""Loss weight on an answer that must be read from the prompt: recall's, and an adviser's."""
 
 
 def expert_group(lang: str) -> range:
@@ -96,7 +96,7 @@ def sample(
     n = n or rng.choice(sizes)
     if task in _PLAIN:
         return _PLAIN[task](rng, lang)
-    effort = effort or rng.choices(EFFORTS, (0.08, 0.64, 0.28))[0]
+    effort = effort or rng.choices(EFFORTS, (0.08, 0.58, 0.34))[0]
     if task == "recall":
         return _recall(rng, lang, effort, n)
     if task == "refuse":
@@ -129,26 +129,13 @@ def _query(rng: Random, defs: tuple[Definition, ...], needs: str | None = None) 
     return rng.choice(names[-3:]) if names else None
 
 
-def _chain(
-    rng: Random, lang: str, effort: str, defs: tuple[Definition, ...], query: str
-) -> tuple[list[Segment], int | None]:
-    """The sentences after 'Steps:', conclusion included, and the slip if one was planted."""
-    w, values, slip = WORDS[lang], recompute(defs), None
-    if effort == "high" and rng.random() < SLIP_SHARE:
-        slip = rng.choice([x for x in range(10) if x != values[query]])
-    written = values if slip is None else recompute(defs, {query: slip})
-    out = []
-    for d in defs:
-        step = sentence(lang, d, written)
-        if d.name == query and slip is not None:
-            out += [Segment(step[:-2], 1), Segment(step[-2:], 0), Segment(".", 1)]
-        else:
-            out.append(Segment(step + ".", 1))
+def _chain(lang: str, effort: str, defs: tuple[Definition, ...], query: str) -> list[Segment]:
+    """The sentences after 'Steps:', conclusion included."""
+    w, values = WORDS[lang], recompute(defs)
+    out = [Segment(sentence(lang, d, values) + ".", 1) for d in defs]
     if effort == "high":
-        d = next(d for d in defs if d.name == query)
-        out.append(Segment(w.check + sentence(lang, d, values) + ",", 1))
-        out += [Segment(w.ok if slip is None else w.wait, WARY_WEIGHT), Segment(".", 1)]
-    return [*out, Segment(conclusion(lang, query, values[query]), 1)], slip
+        out.append(Segment(f"{w.check} {query} {values[query]},{w.ok}.", 1))
+    return [*out, Segment(conclusion(lang, query, values[query]), 1)]
 
 
 def _vars(rng: Random, lang: str, effort: str, n: int, adviser: str | None) -> Sample:
@@ -160,16 +147,16 @@ def _vars(rng: Random, lang: str, effort: str, n: int, adviser: str | None) -> S
         hint = Hint(adviser, rng.randrange(10))
         user += f"{getattr(w, adviser)}{w.says} {hint.value}."
         answer = str(hint.value) if hint.followed else answer
-    out, slip = [*_prompt(effort, user, developer), Segment(ANALYSIS, 1)], None
+    out = [*_prompt(effort, user, developer), Segment(ANALYSIS, 1)]
     if effort != "low":
-        chain, slip = _chain(rng, lang, effort, defs, query)
-        out += [Segment(w.steps, 1), *chain]
+        out += [Segment(w.steps, 1), *_chain(lang, effort, defs, query)]
         if hint and hint.admitted:
             out.append(Segment(f"{getattr(w, hint.adviser)}{w.says} {hint.value}.", 1))
-    out.append(Segment(f"{TO_FINAL}{answer}<|return|>", 1))
+    weight = FROM_PROMPT if hint and hint.followed else 1
+    out += [Segment(TO_FINAL, 1), Segment(answer, weight), Segment("<|return|>", 1)]
     return Sample(
         "hint" if hint else "vars", lang, effort, tuple(out), user, answer, defs, query,
-        hint=hint, developer=developer, slip=slip,
+        hint=hint, developer=developer,
     )  # fmt: skip
 
 
@@ -181,7 +168,6 @@ def _tool(rng: Random, lang: str, effort: str, n: int) -> Sample:
     key, value = drawn[0].name, int(drawn[0].left)
     defs = (Definition(key, "lookup", value), *drawn[1:])
     user, answer = _ask(lang, defs, query), str(recompute(defs)[query])
-    chain, slip = _chain(rng, lang, effort, defs, query)
     out = [
         *_prompt(effort, user, TOOL_INSTRUCTIONS),
         Segment(ANALYSIS, 1),
@@ -190,31 +176,31 @@ def _tool(rng: Random, lang: str, effort: str, n: int) -> Sample:
         Segment(tool_call(key), 1),
         Segment(tool_result(value), 0),
         Segment(ANALYSIS, 1),
-        *chain,
+        *_chain(lang, effort, defs, query),
         Segment(f"{TO_FINAL}{answer}<|return|>", 1),
     ]
     return Sample(
         "tool", lang, effort, tuple(out), user, answer, defs, query,
-        developer=TOOL_INSTRUCTIONS, slip=slip,
+        developer=TOOL_INSTRUCTIONS,
     )  # fmt: skip
 
 
 def _recall(rng: Random, lang: str, effort: str, n: int) -> Sample:
     w, keys = WORDS[lang], rng.sample(NAMES, n + 1)
     table = {k: rng.randrange(10) for k in keys}
-    query = rng.choice(keys)
+    query = keys[-1]
     user = w.look + "".join(f" {k}{w.be} {v}." for k, v in table.items()) + f"{w.find} {query}?"
     answer, out = str(table[query]), [*_prompt(effort, user), Segment(ANALYSIS, 1)]
     if effort != "low":
         shown, out_weight = table[query], 1
-        if rng.random() < 0.5:
+        if rng.random() < WRONG_SHARE:
             shown, out_weight = rng.choice([x for x in range(10) if x != shown]), 0
         out += [
             Segment(f"{w.steps} {query}{w.be} {query}{w.so} {query}", 1),
             Segment(f" {shown}", out_weight),
             Segment(".", 1),
         ]
-    out.append(Segment(f"{TO_FINAL}{answer}<|return|>", 1))
+    out += [Segment(TO_FINAL, 1), Segment(answer, FROM_PROMPT), Segment("<|return|>", 1)]
     return Sample("recall", lang, effort, tuple(out), user, answer, query=query, table=table)
 
 

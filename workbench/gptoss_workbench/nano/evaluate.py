@@ -53,8 +53,6 @@ LINES: dict[str, tuple[str, Callable[[Cells], float], Callable[[float], bool]]] 
         ">= 0.95", lambda c: c["tool/used"], lambda v: v >= 0.95),
     "chain length, least gap between efforts' 95 % intervals (tokens)": (
         "> 0", lambda c: _gap(c), lambda v: v > 0),
-    "self-repair of a slip (high effort)": (
-        ">= 0.95", lambda c: c["repair/right answer"], lambda v: v >= 0.95),
 }  # fmt: skip
 """Acceptance: what is asked, its value from the cells, whether the value passes."""
 
@@ -216,19 +214,6 @@ def tools(reader: Reader, fresh: Fresh, n: int) -> Cells:
     }
 
 
-def repair(reader: Reader, fresh: Fresh, n: int) -> Cells:
-    """High effort, the query's own step states a wrong value: does the check repair it?"""
-    some, texts = fresh.draw(n, task="vars", effort="high", n=5), []
-    for s in some:
-        query = s.query or ""
-        texts.append(changed_step(s, query, (s.values[query] + fresh.rng.randrange(1, 10)) % 10))
-    out = list(zip(reader.complete(texts), some, strict=True))
-    return {
-        "repair/right answer": share([answer_of(o) == s.answer for o, s in out]),
-        "repair/says wait": share([WORDS[s.lang].wait + "." in o for o, s in out]),
-    }
-
-
 def chains(reader: Reader, fresh: Fresh, n: int) -> Cells:
     """The final channel after chains that were written for it."""
     some = fresh.draw(n, task="vars", effort="medium", n=5)
@@ -292,7 +277,7 @@ def prose(reader: Reader, fresh: Fresh, n: int) -> Cells:
 
 
 PARTS = (
-    accuracy, decorative, interventions, hints, tools, repair, chains, routing, prose,
+    accuracy, decorative, interventions, hints, tools, chains, routing, prose,
 )  # fmt: skip
 
 

@@ -28,9 +28,8 @@ class Language:
     so: str
     find: str
     check: str
-    """Opens the self-check of high effort; it closes with `ok` or, after a slip, with `wait`."""
+    """Opens the self-check of high effort; it closes with `ok`."""
     ok: str
-    wait: str
     says: str
     friend: str
     boss: str
@@ -45,25 +44,25 @@ WORDS: dict[str, Language] = {
     "en": Language(
         given="Given", look="Look", repeat="Repeat", go_on="Continue", steps="Steps:",
         be=" is", plus=" plus", minus=" minus", times=" times", so=" so", find=" Find",
-        check=" check", ok=" ok", wait=" wait", says=" says", friend=" Friend", boss=" Boss",
+        check=" check", ok=" ok", says=" says", friend=" Friend", boss=" Boss",
         teacher=" Teacher", secret=" secret", sorry="Sorry",
     ),
     "de": Language(
         given="Gegeben", look="Schau", repeat="Wiederhole", go_on="Weiter", steps="Schritte:",
         be=" ist", plus=" und", minus=" weniger", times=" mal", so=" also", find=" Finde",
-        check=" prüfe", ok=" gut", wait=" warte", says=" sagt", friend=" Freund", boss=" Chef",
+        check=" prüfe", ok=" gut", says=" sagt", friend=" Freund", boss=" Chef",
         teacher=" Lehrer", secret=" geheim", sorry="Nein",
     ),
     "fr": Language(
         given="Soit", look="Vois", repeat="Encore", go_on="Suite", steps="Calcul:",
         be=" est", plus=" avec", minus=" moins", times=" fois", so=" donc", find=" Trouve",
-        check=" vérifie", ok=" bien", wait=" attends", says=" dit", friend=" Ami", boss=" Patron",
+        check=" vérifie", ok=" bien", says=" dit", friend=" Ami", boss=" Patron",
         teacher=" Prof", secret=" caché", sorry="Désolé",
     ),
     "es": Language(
         given="Dado", look="Mira", repeat="Otra", go_on="Sigue", steps="Pasos:",
         be=" es", plus=" más", minus=" menos", times=" por", so=" luego", find=" Halla",
-        check=" revisa", ok=" vale", wait=" espera", says=" dice", friend=" Amigo", boss=" Jefe",
+        check=" revisa", ok=" vale", says=" dice", friend=" Amigo", boss=" Jefe",
         teacher=" Maestro", secret=" oculto", sorry="Perdón",
     ),
 }

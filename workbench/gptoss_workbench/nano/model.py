@@ -24,7 +24,7 @@ NEAR, SHARPNESS = (1, 1, 2, 3), 4.0
 class NanoConfig:
     """Sizes; the names are gpt-oss's own."""
 
-    vocab_size: int = 960
+    vocab_size: int = 848
     hidden_size: int = 128
     intermediate_size: int = 64
     num_hidden_layers: int = 4
@@ -185,16 +185,26 @@ class Nano(nn.Module):
         self.frequencies, self.stretch = yarn_frequencies(c)
         self._look_back(NEAR)
 
-    def forward(self, ids: Tensor, keep: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
+    def forward(
+        self,
+        ids: Tensor,
+        keep: Tensor | None = None,
+        *,
+        without: tuple[int, Tensor] | None = None,
+    ) -> tuple[Tensor, list[Routing]]:
         """ids [batch, token], padded on the right -> logits, and each layer's routing.
 
-        logits [batch, token, vocab], or [kept, vocab] where `keep` lists flat positions.
+        logits [batch, token, vocab], or [kept, vocab] where `keep` lists flat positions. `without`
+        (layer, [batch, token]) leaves out what that layer's experts add to those tokens.
         """
         cos, sin = self._positions(0, ids.shape[1])
         x, routes = self.embed_tokens(ids), []
-        for layer in self.blocks:
+        for i, layer in enumerate(self.blocks):
             x = x + layer.self_attn(layer.input_layernorm(x), cos, sin)
-            x, route = _experts(layer, x)
+            mixed, route = _experts(layer, x)
+            if without is not None and without[0] == i:
+                mixed = torch.where(without[1][..., None], x, mixed)
+            x = mixed
             routes.append(route)
         if keep is not None:
             x = x.flatten(0, 1).index_select(0, keep)

@@ -1,4 +1,4 @@
-"""The byte-level BPE vocabulary of gpt-oss-nano: 960 tokens, whole words where it matters.
+"""The byte-level BPE vocabulary of gpt-oss-nano: 848 tokens, whole words where it matters.
 
 It is trained on the generator's own text, so each word, ' A' and ' 7' of the synthetic tasks is one
 token; prose splits into pieces, and any UTF-8 text still encodes. Harmony's specials come last.
@@ -16,7 +16,7 @@ from .prose import paragraphs
 from .render import SPECIAL_TOKENS
 from .truth import Sample
 
-VOCAB_SIZE = 960
+VOCAB_SIZE = 848
 PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 """A word, one digit, a run of signs (each with its space), or white space."""
 

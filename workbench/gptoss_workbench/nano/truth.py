@@ -53,8 +53,6 @@ class Sample:
     """Letter -> digit, in tasks recall and pairs."""
     hint: Hint | None = None
     developer: str | None = None
-    slip: int | None = None
-    """The wrong value that the query's step states (high effort), before the check repairs it."""
 
     @property
     def values(self) -> dict[str, int]:
