@@ -39,12 +39,12 @@ def attend(
     dtype = q.dtype
     q, k, v = _alike(q, k, v)
     sinks, query_pos, key_pos = _plain(sinks), query_pos.contiguous(), key_pos.contiguous()
-    z, sink = torch.empty(q.shape, dtype=q.dtype), _empty(q)
+    z, sink = q.new_empty(q.shape), _empty(q)
     call = _seen(q, k, query_pos, key_pos, window)
     call.v, call.v_batch, call.v_place = v.data_ptr(), v.stride(0), v.stride(1)
     call.sinks, call.z, call.sink = sinks.data_ptr(), z.data_ptr(), sink.data_ptr()
     _run(call)
-    return z.to(dtype), sink
+    return z if z.dtype == dtype else z.to(dtype), sink
 
 
 def score(q: Tensor, k: Tensor, query_pos: Tensor, key_pos: Tensor, window: int) -> Tensor:
@@ -137,4 +137,4 @@ def _plain(x: Tensor) -> Tensor:
 def _empty(q: Tensor, k: Tensor | None = None) -> Tensor:
     """Room for a number a row, or a row and key."""
     shape = (q.shape[0], q.shape[2], q.shape[1])
-    return torch.empty(shape if k is None else (*shape, k.shape[1]), dtype=torch.float32)
+    return q.new_empty(shape if k is None else (*shape, k.shape[1]), dtype=torch.float32)

@@ -5,7 +5,7 @@ import torch
 
 from gptoss_kernels.attention import AttentionTap
 from gptoss_kernels.attention import attention as reference
-from gptoss_kernels.native import attention_gradient, library
+from gptoss_kernels.native import attention_call, attention_gradient, library
 from gptoss_kernels.native.attention import attention
 
 PAD = -1
@@ -118,6 +118,17 @@ def test_extreme_scores_and_sinks(isa, scale, sink):
     found, wanted = attention(*inputs, full(20), full(20)), reference(*inputs, full(20), full(20))
     assert found.isfinite().all()
     assert apart(found, wanted) <= 1e-4  # scores of 10^4 are rounded to 10^-3
+
+
+def test_each_weight_of_the_softmax_is_exact_to_a_few_units(isa):
+    scores = torch.linspace(0, -80, 4001).expand(1, 1, 1, -1)
+    pattern, sink = attention_call.soften(scores, torch.tensor([-50.0]), full(4001, 1))
+    weights = torch.cat([scores[0, 0, 0].double(), torch.tensor([-50.0])]).exp()
+    wanted = weights / weights.sum()
+    found = torch.cat([pattern[0, 0, 0], sink[0, 0]]).double()
+    assert ((found - wanted).abs() / wanted).max() <= 3e-7  # 5 halves of a last place
+    gone = attention_call.soften(scores - 1000 * (scores < 0), torch.zeros(1), full(4001, 1))[0]
+    assert (gone[0, 0, 0, 1:] == 0).all()
 
 
 def test_a_query_that_sees_nothing_gives_0_and_its_sink_1(isa):
