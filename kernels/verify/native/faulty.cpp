@@ -23,10 +23,17 @@ namespace {
 struct Lanes : Sound {
 #if GW_FAULT == 1
   static void mxfp4(const uint8_t* p, f out[8]) {
-    uint8_t swapped[4 * W];
-    for (int i = 0; i < 4 * W; ++i) swapped[i] = uint8_t(p[i] << 4 | p[i] >> 4);
-    Sound::mxfp4(swapped, out);
+    mxfp4_low(p, out);
+    mxfp4_high(p, out + 4);
   }
+  static void mxfp4_low(const uint8_t* p, f out[4]) { Sound::mxfp4_low(Swapped(p).bytes, out); }
+  static void mxfp4_high(const uint8_t* p, f out[4]) { Sound::mxfp4_high(Swapped(p).bytes, out); }
+  struct Swapped {
+    uint8_t bytes[4 * W];
+    explicit Swapped(const uint8_t* p) {
+      for (int i = 0; i < 4 * W; ++i) bytes[i] = uint8_t(p[i] << 4 | p[i] >> 4);
+    }
+  };
 #elif GW_FAULT == 2
   static f scales(const uint8_t*) { return set1(1.0f); }
 #elif GW_FAULT == 3

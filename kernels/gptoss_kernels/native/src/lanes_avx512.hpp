@@ -53,20 +53,13 @@ struct Lanes {
   }
 
   static constexpr int mxfp4_place(int v, int l) { return 8 * l + v; }
-  // One look-up a vector: the permutation reads the lowest 4 bits of each 32-bit lane, so the
-  // nibbles only have to be moved there, and all 16 values fit in one register.
   static void mxfp4(const uint8_t* p, f out[8]) {
-    const f e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
-                                  -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
-    __m512i codes = _mm512_loadu_si512(p);
-    out[0] = _mm512_permutexvar_ps(codes, e2m1);
-    out[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), e2m1);
-    out[2] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8), e2m1);
-    out[3] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 12), e2m1);
-    out[4] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 16), e2m1);
-    out[5] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 20), e2m1);
-    out[6] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 24), e2m1);
-    out[7] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 28), e2m1);
+    mxfp4_low(p, out);
+    mxfp4_high(p, out + 4);
+  }
+  static void mxfp4_low(const uint8_t* p, f out[4]) { look_up(_mm512_loadu_si512(p), out); }
+  static void mxfp4_high(const uint8_t* p, f out[4]) {
+    look_up(_mm512_srli_epi32(_mm512_loadu_si512(p), 16), out);
   }
   static f scales(const uint8_t* p) {
     int32_t four;
@@ -77,5 +70,16 @@ struct Lanes {
     mask nan = _mm512_cmpeq_epi32_mask(s, _mm512_set1_epi32(255));
     bits = _mm512_mask_blend_epi32(nan, bits, _mm512_set1_epi32(0x7fc00000));
     return _mm512_castsi512_ps(bits);
+  }
+
+  // Four codes of each 32-bit lane. The permutation reads a lane's lowest 4 bits, so a code only
+  // has to be moved there, and all 16 values fit in one register.
+  static void look_up(__m512i codes, f out[4]) {
+    const f e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
+                                  -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+    out[0] = _mm512_permutexvar_ps(codes, e2m1);
+    out[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), e2m1);
+    out[2] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8), e2m1);
+    out[3] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 12), e2m1);
   }
 };

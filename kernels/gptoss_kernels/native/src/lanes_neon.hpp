@@ -47,18 +47,14 @@ struct Lanes {
   static constexpr int mxfp4_place(int v, int l) {
     return 2 * (8 * (v / 2 % 2) + 2 * l + v % 2) + v / 4;
   }
-  // Two table look-ups give the upper and the lower byte of each bfloat16.
   static void mxfp4(const uint8_t* p, f out[8]) {
-    static constexpr uint8_t UPPER[16] = {0,    0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
-                                          0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
-    static constexpr uint8_t LOWER[16] = {0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0,
-                                          0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0};
-    const uint8x16_t upper = vld1q_u8(UPPER), lower = vld1q_u8(LOWER);
-    uint8x16_t codes = vld1q_u8(p);
-    uint8x16_t first = vandq_u8(codes, vdupq_n_u8(15)), second = vshrq_n_u8(codes, 4);
-    widen(vqtbl1q_u8(lower, first), vqtbl1q_u8(upper, first), out);
-    widen(vqtbl1q_u8(lower, second), vqtbl1q_u8(upper, second), out + 4);
+    mxfp4_low(p, out);
+    mxfp4_high(p, out + 4);
   }
+  static void mxfp4_low(const uint8_t* p, f out[4]) {
+    look_up(vandq_u8(vld1q_u8(p), vdupq_n_u8(15)), out);
+  }
+  static void mxfp4_high(const uint8_t* p, f out[4]) { look_up(vshrq_n_u8(vld1q_u8(p), 4), out); }
   static f scales(const uint8_t* p) {
     uint32_t s = *p;
     uint32_t bits = s << 23 | (s == 0 || s == 255 ? 0x400000u : 0u);
@@ -75,7 +71,14 @@ struct Lanes {
     even = vreinterpretq_f32_u32(vshlq_n_u32(pair, 16));
     odd = vreinterpretq_f32_u32(vandq_u32(pair, vdupq_n_u32(0xffff0000u)));
   }
-  static void widen(uint8x16_t lower, uint8x16_t upper, f out[4]) {
+  // Two table look-ups give the upper and the lower byte of each bfloat16.
+  static void look_up(uint8x16_t codes, f out[4]) {
+    static constexpr uint8_t UPPER[16] = {0,    0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
+                                          0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
+    static constexpr uint8_t LOWER[16] = {0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0,
+                                          0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0};
+    uint8x16_t upper = vqtbl1q_u8(vld1q_u8(UPPER), codes);
+    uint8x16_t lower = vqtbl1q_u8(vld1q_u8(LOWER), codes);
     split(vzip1q_u8(lower, upper), out[0], out[1]);
     split(vzip2q_u8(lower, upper), out[2], out[3]);
   }
