@@ -1,6 +1,6 @@
 // RMSNorm; the formula is in gptoss_kernels/rms_norm.py.
 //
-// A row is summed in 32 partial sums (element i joins sum i % 32), then by halves: the same order on
+// A row is summed in 32 partial sums (element i joins sum i % 32), then by halves: one order on
 // every instruction set.
 
 constexpr int PARTIAL_SUMS = 32;
