@@ -82,7 +82,7 @@ def build(library: Path = LIBRARY, *, extra: tuple[str, ...] = ()) -> Path:
 
 
 def _isas(command: list[str]) -> dict[str, list[str]]:
-    """The instruction sets of this machine that have a source and whose flags the compiler knows."""
+    """The instruction sets here that have a source and whose flags the compiler knows."""
     known = ISAS.get(platform.machine().lower(), {})
     probe = [*command, "-fsyntax-only", "-x", "c++", os.devnull]
     return {

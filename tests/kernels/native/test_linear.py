@@ -212,7 +212,7 @@ def test_shapes_that_do_not_fit_are_named(isa):
         linear(draw(2, 44), draw(3, 45))
     with pytest.raises(ValueError, match="x ends in 44, the weight maps 64"):
         packed_linear(draw(2, 44), *drawn_blocks(3, 64))
-    with pytest.raises(ValueError, match="expected float32 or bfloat16, got torch.float16"):
+    with pytest.raises(ValueError, match="expected float32 or bfloat16, got"):
         linear(draw(2, 45).half(), draw(3, 45))
 
 

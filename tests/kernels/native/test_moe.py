@@ -1,4 +1,4 @@
-"""The native mixture: the reference's numbers at every tap, and bits that depend on a token alone."""
+"""The native mixture: the reference's numbers at every tap, bits that depend on a token alone."""
 
 import pytest
 import torch
