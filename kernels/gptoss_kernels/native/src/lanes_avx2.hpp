@@ -1,5 +1,15 @@
 // AVX2 + FMA: 8 floats. The concept is written down in lanes_portable.hpp.
 
+// 2^(byte - 127), NaN for 255.
+struct Powers {
+  float at[256] = {};
+  constexpr Powers() {
+    float power = 0x1p-127f;
+    for (int s = 0; s < 255; ++s, power *= s < 255 ? 2.0f : 1.0f) at[s] = power;
+    at[255] = __builtin_nanf("");
+  }
+};
+
 struct Lanes {
   static constexpr int W = 8;
   using f = __m256;
@@ -53,42 +63,39 @@ struct Lanes {
   static constexpr int mxfp4_place(int v, int l) {
     return 32 * (l / 4) + 2 * (8 * (v / 2 % 2) + 2 * (l % 4) + v % 2) + v / 4;
   }
-  // Two table look-ups give the upper and the lower byte of each bfloat16; no value leaves its
-  // 128-bit half, in which one block lies.
-  static void mxfp4(const uint8_t* p, f out[8]) {
-    const __m256i upper = twice(0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40);
-    const __m256i lower = twice(0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0);
-    const __m256i sign = _mm256_broadcastsi128_si256(
-        _mm_set_epi64x(int64_t(0x8080808080808080u), 0));
-    const __m256i high = _mm256_or_si256(upper, sign), nibble = _mm256_set1_epi8(15);
+  static void mxfp4_low(const uint8_t* p, f out[4]) {
+    widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), out);
+  }
+  static void mxfp4_high(const uint8_t* p, f out[4]) {
     __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    __m256i first = _mm256_and_si256(bytes, nibble);
-    __m256i second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
-    widen(_mm256_shuffle_epi8(lower, first), _mm256_shuffle_epi8(high, first), out);
-    widen(_mm256_shuffle_epi8(lower, second), _mm256_shuffle_epi8(high, second), out + 4);
+    widen(_mm256_srli_epi16(bytes, 4), out);
   }
   static f scales(const uint8_t* p) {
-    return _mm256_set_m128(_mm_set1_ps(scale(p[1])), _mm_set1_ps(scale(p[0])));
+    static constexpr Powers power;
+    return _mm256_set_m128(_mm_broadcast_ss(power.at + p[1]), _mm_broadcast_ss(power.at + p[0]));
   }
 
   static void split(__m256i words, f& even, f& odd) {
     even = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
     odd = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(int(0xffff0000u))));
   }
-  static void widen(__m256i lower, __m256i upper, f out[4]) {
-    split(_mm256_unpacklo_epi8(lower, upper), out[0], out[1]);
-    split(_mm256_unpackhi_epi8(lower, upper), out[2], out[3]);
+  // The lower nibbles. Two table look-ups give the upper and the lower byte of each bfloat16; no
+  // value leaves its 128-bit half, in which one block lies.
+  static void widen(__m256i bytes, f out[4]) {
+    const __m256i upper = twice(0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40);
+    const __m256i lower = twice(0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0);
+    const __m256i sign = _mm256_broadcastsi128_si256(
+        _mm_set_epi64x(int64_t(0x8080808080808080u), 0));
+    __m256i codes = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+    __m256i high = _mm256_shuffle_epi8(_mm256_or_si256(upper, sign), codes);
+    __m256i low = _mm256_shuffle_epi8(lower, codes);
+    split(_mm256_unpacklo_epi8(low, high), out[0], out[1]);
+    split(_mm256_unpackhi_epi8(low, high), out[2], out[3]);
   }
   static __m256i twice(int a, int b, int c, int d, int e, int g, int h, int i) {
     __m128i low = _mm_setr_epi8(char(a), char(b), char(c), char(d), char(e), char(g), char(h),
                                 char(i), char(a), char(b), char(c), char(d), char(e), char(g),
                                 char(h), char(i));
     return _mm256_broadcastsi128_si256(low);
-  }
-  static float scale(uint32_t s) {
-    uint32_t bits = s << 23 | (s == 0 || s == 255 ? 0x400000u : 0u);
-    float a;
-    memcpy(&a, &bits, 4);
-    return a;
   }
 };

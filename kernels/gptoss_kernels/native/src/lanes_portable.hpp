@@ -8,8 +8,8 @@
 //   pow2(n)                    2^n for an integer-valued n in [-126, 127]
 //   load_bf16, store_bf16      W bfloat16; stored to nearest even, NaN as 0x7fc0
 //   bf16_pair(p, even, odd)    2W bfloat16: elements 2l and 2l+1 in lane l
-//   mxfp4(p, out)              W/4 blocks of 16 bytes -> 8 vectors, not scaled: lane l of vector v
-//                              is weight mxfp4_place(v, l) of the 8W
+//   mxfp4_low, mxfp4_high      W/4 blocks of 16 bytes -> 4 of 8 vectors, not scaled: lane l of
+//                              vector v is weight mxfp4_place(v, l) of the 8W
 //   scales(p)                  W/4 bytes -> 2^(byte - 127) of block l/4 in lane l; 255 is NaN
 //   select(mask, a, b)         a where the lane of mask = less(...) holds, else b
 // Nothing reads or writes beyond what its line says.
@@ -97,12 +97,14 @@ struct Lanes {
   static constexpr int mxfp4_place(int v, int l) {
     return 32 * (l / 4) + 2 * (8 * (v / 2 % 2) + 2 * (l % 4) + v % 2) + v / 4;
   }
-  static void mxfp4(const uint8_t* p, f out[8]) {
+  static void mxfp4_low(const uint8_t* p, f out[4]) { mxfp4(p, 0, out); }
+  static void mxfp4_high(const uint8_t* p, f out[4]) { mxfp4(p, 4, out); }
+  static void mxfp4(const uint8_t* p, int first, f out[4]) {
     static constexpr float E2M1[16] = {0,  .5f,  1,  1.5f,  2,  3,  4,  6,
                                        -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
-    for (int v = 0; v < 8; ++v)
+    for (int v = 0; v < 4; ++v)
       for (int l = 0; l < W; ++l) {
-        int k = mxfp4_place(v, l);
+        int k = mxfp4_place(first + v, l);
         out[v].v[l] = E2M1[k % 2 ? p[k / 2] >> 4 : p[k / 2] & 15];
       }
   }

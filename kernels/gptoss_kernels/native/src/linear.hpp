@@ -13,37 +13,74 @@ constexpr int PANEL = 64;    // x rows that pass over a decoded group
 constexpr int BLOCK = 48;    // weight rows a thread takes at a time
 constexpr int64_t SLAB = 1024;  // x rows packed at a time
 
-// acc += one chunk of a weight row times x.
-template <class F>
-inline f step(const F& weight, int64_t row, int64_t chunk, const f w[], const float* x, f acc) {
-  if constexpr (F::SCALED) {
-    f p = Lanes::mul(w[0], Lanes::load(x));
-    for (int v = 1; v < F::V; ++v) p = Lanes::fma(w[v], Lanes::load(x + v * W), p);
-    return Lanes::fma(p, weight.scale(row, chunk), acc);
-  } else {
-    for (int v = 0; v < F::V; ++v) acc = Lanes::fma(w[v], Lanes::load(x + v * W), acc);
-    return acc;
+// sum of `n` products, from vector 0 on or added to `sum`.
+inline f products(const f w[], const float* x, int n, bool first, f sum) {
+#pragma GCC unroll 8
+  for (int v = 0; v < n; ++v) {
+    f a = Lanes::load(x + v * W);
+    sum = first && v == 0 ? Lanes::mul(w[v], a) : Lanes::fma(w[v], a, sum);
   }
+  return sum;
+}
+
+// acc[r] += chunk c of R weight rows times x, whose vectors are loaded once for all of them.
+template <class F, int R>
+inline void step(const typename F::Row row[], int64_t c, const float* x, f acc[]) {
+  if constexpr (F::SCALED) {
+    f w[R][4], p[R];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r)
+        half ? Lanes::mxfp4_high(F::at(row[r], c), w[r]) : Lanes::mxfp4_low(F::at(row[r], c), w[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        f a = Lanes::load(x + (4 * half + v) * W);
+#pragma GCC unroll 2
+        for (int r = 0; r < R; ++r)
+          p[r] = half + v == 0 ? Lanes::mul(w[r][v], a) : Lanes::fma(w[r][v], a, p[r]);
+      }
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) acc[r] = Lanes::fma(p[r], F::scale(row[r], c), acc[r]);
+  } else {
+    f w[F::V];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      F::load(row[r], c, w);
+      acc[r] = products(w, x, F::V, false, acc[r]);
+    }
+  }
+}
+
+// The last chunk of a row where it is not whole.
+template <class F>
+inline f last_step(const F& weight, int64_t row, int64_t c, const float* x, f acc) {
+  f w[F::V], scale = any_chunk(weight, row, c, w);
+  f p = products(w, x, F::V, F::SCALED, acc);
+  return F::SCALED ? Lanes::fma(p, scale, acc) : p;
 }
 
 // R weight rows against one row of x, straight from memory.
 template <class F, int R>
-inline void dots(const F& weight, int64_t row, const float* x, float* out) {
-  f acc[R], w[F::V];
-  for (int r = 0; r < R; ++r) acc[r] = Lanes::zero();
-  int64_t whole = weight.inner / F::CHUNK;
-  for (int64_t c = 0; c < whole; ++c)
-    for (int r = 0; r < R; ++r) {
-      __builtin_prefetch(weight.at(row + r + 2 * R, c));
-      weight.load(row + r, c, w);
-      acc[r] = step(weight, row + r, c, w, x + c * F::CHUNK, acc[r]);
-    }
-  if (weight.inner % F::CHUNK)
-    for (int r = 0; r < R; ++r) {
-      weight.tail(row + r, whole, w);
-      acc[r] = step(weight, row + r, whole, w, x + whole * F::CHUNK, acc[r]);
-    }
-  for (int r = 0; r < R; ++r) out[r] = Lanes::hsum(acc[r]);
+inline void dots(const F& weight, int64_t first, const float* x, float* out) {
+  constexpr int PAIR = R > 1 ? 2 : 1;
+  f acc[R];
+  typename F::Row row[R];
+  for (int r = 0; r < R; ++r) row[r] = weight.row(first + r), acc[r] = Lanes::zero();
+  int64_t whole = weight.inner / F::CHUNK, ahead = F::at(weight.row(2 * R), 0) - weight.data;
+  for (int64_t c = 0; c < whole; ++c) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) __builtin_prefetch(F::at(row[r], c) + ahead);
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r += PAIR) step<F, PAIR>(row + r, c, x + c * F::CHUNK, acc + r);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    if (weight.inner % F::CHUNK)
+      acc[r] = last_step(weight, first + r, whole, x + whole * F::CHUNK, acc[r]);
+    out[r] = Lanes::hsum(acc[r]);
+  }
 }
 
 template <class F>
@@ -64,16 +101,16 @@ struct Decoded {
     f out[F::V];
     for (int r = 0; r < n; ++r)
       for (int c = 0; c < count; ++c) {
-        any_chunk(weight, row + r, chunk + c, out);
+        f factor = any_chunk(weight, row + r, chunk + c, out);
         for (int v = 0; v < F::V; ++v) Lanes::store(w[r] + c * F::CHUNK + v * W, out[v]);
-        if constexpr (F::SCALED) Lanes::store(scale[r] + c * W, weight.scale(row + r, chunk + c));
+        if constexpr (F::SCALED) Lanes::store(scale[r] + c * W, factor);
       }
   }
 };
 
 // sum[X][TILE_W] = or += V vectors of TILE_W decoded rows times those of X rows of x.
 template <class F, int X>
-inline void products(const float* const w[], const float* const x[], int at, f sum[][TILE_W]) {
+inline void outer_products(const float* const w[], const float* const x[], int at, f sum[][TILE_W]) {
 #pragma GCC unroll 8
   for (int v = 0; v < F::V; ++v, at += W) {
     f a[TILE_W];
@@ -96,7 +133,7 @@ inline void tile(const Decoded<F>& d, int row, int count, const float* const x[]
     for (int j = 0; j < TILE_W; ++j)
       sum[i][j] = F::SCALED ? Lanes::zero() : Lanes::load(acc + (i * TILE_W + j) * W);
   for (int c = 0; c < count; ++c) {
-    products<F, X>(w, x, c * F::CHUNK, sum);
+    outer_products<F, X>(w, x, c * F::CHUNK, sum);
     if constexpr (F::SCALED) {
       for (int j = 0; j < TILE_W; ++j) {
         f scale = Lanes::load(d.scale[row + j] + c * W);

@@ -12,9 +12,9 @@ inline void decode(const F& weight, int64_t row, int n, int64_t chunk, int count
   f w[F::V];
   for (int r = 0; r < n; ++r)
     for (int c = 0; c < count; ++c) {
-      any_chunk(weight, row + r, chunk + c, w);
+      f scale = any_chunk(weight, row + r, chunk + c, w);
       for (int v = 0; v < F::V; ++v) {
-        if constexpr (F::SCALED) w[v] = Lanes::mul(w[v], weight.scale(row + r, chunk + c));
+        if constexpr (F::SCALED) w[v] = Lanes::mul(w[v], scale);
         Lanes::store(out[r] + c * F::CHUNK + v * W, w[v]);
       }
     }

@@ -3,27 +3,28 @@
 // (`pack`), so weights are read as they lie in the mapped file.
 //
 //   place(v, l)           which element of the chunk is lane l of vector v
-//   load(row, chunk, w)   a whole chunk as V vectors of fp32, for MXFP4 not yet scaled
-//   tail(row, chunk, w)   the last, incomplete chunk, padded with zeros
-//   scale(row, chunk)     MXFP4 only: the factor of each lane
+//   row(n)                where row n begins
+//   load(row, c, w)       chunk c as V vectors of fp32, for MXFP4 not yet scaled
+//   tail(row, c, n, w)    the last chunk, of which only n elements are there, the rest zero
+//   scale(row, c)         MXFP4 only: the factor of each lane; scale_tail for the last chunk
 
 using f = Lanes::f;
 constexpr int W = Lanes::W;
 
 struct Fp32 {
-  static constexpr int V = 2, CHUNK = V * W;
+  static constexpr int V = 2, CHUNK = V * W, BYTES = 4 * CHUNK;
   static constexpr bool SCALED = false;
+  using Row = const uint8_t*;
   const uint8_t* data;
   int64_t inner;
 
   static constexpr int place(int v, int l) { return v * W + l; }
-  const uint8_t* at(int64_t row, int64_t chunk) const {
-    return data + 4 * (row * inner + chunk * CHUNK);
-  }
-  void load(int64_t row, int64_t chunk, f w[V]) const { widen(at(row, chunk), w); }
-  void tail(int64_t row, int64_t chunk, f w[V]) const {
-    uint8_t padded[4 * CHUNK] = {};
-    memcpy(padded, at(row, chunk), size_t(4 * (inner % CHUNK)));
+  Row row(int64_t n) const { return data + 4 * n * inner; }
+  static const uint8_t* at(Row row, int64_t c) { return row + c * BYTES; }
+  static void load(Row row, int64_t c, f w[V]) { widen(at(row, c), w); }
+  static void tail(Row row, int64_t c, int n, f w[V]) {
+    uint8_t padded[BYTES] = {};
+    memcpy(padded, at(row, c), size_t(4 * n));
     widen(padded, w);
   }
   static void widen(const uint8_t* p, f w[V]) {
@@ -32,19 +33,19 @@ struct Fp32 {
 };
 
 struct Bf16 {
-  static constexpr int V = 2, CHUNK = V * W;
+  static constexpr int V = 2, CHUNK = V * W, BYTES = 2 * CHUNK;
   static constexpr bool SCALED = false;
+  using Row = const uint8_t*;
   const uint8_t* data;
   int64_t inner;
 
   static constexpr int place(int v, int l) { return 2 * l + v; }
-  const uint8_t* at(int64_t row, int64_t chunk) const {
-    return data + 2 * (row * inner + chunk * CHUNK);
-  }
-  void load(int64_t row, int64_t chunk, f w[V]) const { widen(at(row, chunk), w); }
-  void tail(int64_t row, int64_t chunk, f w[V]) const {
-    uint8_t padded[2 * CHUNK] = {};
-    memcpy(padded, at(row, chunk), size_t(2 * (inner % CHUNK)));
+  Row row(int64_t n) const { return data + 2 * n * inner; }
+  static const uint8_t* at(Row row, int64_t c) { return row + c * BYTES; }
+  static void load(Row row, int64_t c, f w[V]) { widen(at(row, c), w); }
+  static void tail(Row row, int64_t c, int n, f w[V]) {
+    uint8_t padded[BYTES] = {};
+    memcpy(padded, at(row, c), size_t(2 * n));
     widen(padded, w);
   }
   static void widen(const uint8_t* p, f w[V]) {
@@ -53,32 +54,36 @@ struct Bf16 {
 };
 
 struct Mxfp4 {
-  static constexpr int V = 8, CHUNK = V * W, BLOCKS = CHUNK / 32;
+  static constexpr int V = 8, CHUNK = V * W, BYTES = CHUNK / 2, BLOCKS = CHUNK / 32;
   static constexpr bool SCALED = true;
+  struct Row {
+    const uint8_t *data, *factors;
+  };
   const uint8_t* data;
   int64_t inner;
   const uint8_t* factors;
 
   static constexpr int place(int v, int l) { return Lanes::mxfp4_place(v, l); }
-  const uint8_t* at(int64_t row, int64_t chunk) const {
-    return data + (row * inner + chunk * CHUNK) / 2;
+  Row row(int64_t n) const { return {data + n * (inner / 32) * 16, factors + n * (inner / 32)}; }
+  static const uint8_t* at(Row row, int64_t c) { return row.data + c * BYTES; }
+  static void load(Row row, int64_t c, f w[V]) {
+    Lanes::mxfp4_low(at(row, c), w);
+    Lanes::mxfp4_high(at(row, c), w + 4);
   }
-  void load(int64_t row, int64_t chunk, f w[V]) const { Lanes::mxfp4(at(row, chunk), w); }
-  void tail(int64_t row, int64_t chunk, f w[V]) const {
-    uint8_t padded[CHUNK / 2] = {};
-    memcpy(padded, at(row, chunk), size_t(inner % CHUNK / 2));
-    Lanes::mxfp4(padded, w);
+  static void tail(Row row, int64_t c, int n, f w[V]) {
+    uint8_t padded[BYTES] = {};
+    memcpy(padded, at(row, c), size_t(n / 2));
+    load({padded, nullptr}, 0, w);
   }
-  f scale(int64_t row, int64_t chunk) const {
-    const uint8_t* p = factors + (row * inner + chunk * CHUNK) / 32;
-    if ((chunk + 1) * CHUNK <= inner) return Lanes::scales(p);
+  static f scale(Row row, int64_t c) { return Lanes::scales(row.factors + c * BLOCKS); }
+  static f scale_tail(Row row, int64_t c, int n) {
     uint8_t padded[BLOCKS] = {};
-    memcpy(padded, p, size_t(inner % CHUNK / 32));
+    memcpy(padded, row.factors + c * BLOCKS, size_t(n / 32));
     return Lanes::scales(padded);
   }
   // The weights of expert `i` among equals of [outer, inner].
   Mxfp4 expert(int64_t i, int64_t outer) const {
-    return {data + i * outer * inner / 2, inner, factors + i * outer * inner / 32};
+    return {row(i * outer).data, inner, row(i * outer).factors};
   }
 };
 
@@ -87,9 +92,16 @@ inline int64_t chunks(const F& w) {
   return (w.inner + F::CHUNK - 1) / F::CHUNK;
 }
 
+// Any chunk of a row and its factors, which only MXFP4 has.
 template <class F>
-inline void any_chunk(const F& w, int64_t row, int64_t chunk, f out[]) {
-  (chunk + 1) * F::CHUNK <= w.inner ? w.load(row, chunk, out) : w.tail(row, chunk, out);
+inline f any_chunk(const F& w, int64_t row, int64_t c, f out[]) {
+  auto at = w.row(row);
+  int64_t left = w.inner - c * F::CHUNK;
+  left >= F::CHUNK ? F::load(at, c, out) : F::tail(at, c, int(left), out);
+  if constexpr (F::SCALED)
+    return left >= F::CHUNK ? F::scale(at, c) : F::scale_tail(at, c, int(left));
+  else
+    return Lanes::set1(1.0f);
 }
 
 inline float element(const void* x, int32_t dtype, int64_t i) {
@@ -127,15 +139,44 @@ inline void put(void* x, int32_t dtype, const float* from, int64_t n) {
   memcpy(to + i, narrow, size_t(2 * (n - i)));
 }
 
-// One activation row in the order of the format, zero beyond `inner`.
+// Where each lane of a chunk comes from.
+template <class F>
+struct Order {
+  int16_t at[F::CHUNK] = {};
+  constexpr Order() {
+    for (int v = 0; v < F::V; ++v)
+      for (int l = 0; l < W; ++l) at[v * W + l] = int16_t(F::place(v, l));
+  }
+};
+
+// n elements of a chunk, zero beyond; n is CHUNK for all but the last.
+template <class F, class T>
+inline void pack_chunk(const T* x, int n, float* out) {
+  static constexpr Order<F> order;
+  for (int i = 0; i < F::CHUNK; ++i) {
+    int k = order.at[i];
+    uint32_t bits = k < n ? uint32_t(x[k]) << (32 - 8 * sizeof(T)) : 0;
+    memcpy(out + i, &bits, 4);
+  }
+}
+
+// One activation row in the order of the format.
+template <class F, class T>
+inline void pack_row(const uint8_t* x, int64_t inner, float* out) {
+  T chunk[F::CHUNK];
+  for (int64_t k = 0; k < inner; k += F::CHUNK, out += F::CHUNK) {
+    int n = int(inner - k < F::CHUNK ? inner - k : F::CHUNK);
+    memcpy(chunk, x + sizeof(T) * size_t(k), sizeof(T) * size_t(n));
+    if (n == F::CHUNK) pack_chunk<F>(chunk, F::CHUNK, out);
+    else pack_chunk<F>(chunk, n, out);
+  }
+}
+
 template <class F>
 inline void pack(const F& w, const void* x, int32_t dtype, float* out) {
-  for (int64_t c = 0, n = chunks(w); c < n; ++c)
-    for (int v = 0; v < F::V; ++v)
-      for (int l = 0; l < W; ++l) {
-        int64_t k = c * F::CHUNK + F::place(v, l);
-        *out++ = k < w.inner ? element(x, dtype, k) : 0.0f;
-      }
+  const uint8_t* from = static_cast<const uint8_t*>(x);
+  if (dtype == GW_F32) pack_row<F, uint32_t>(from, w.inner, out);
+  else pack_row<F, uint16_t>(from, w.inner, out);
 }
 
 template <class F>
