@@ -5,19 +5,26 @@ PORT ?= 8888
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NATIVE := $(VENV)/.native
 ROOT_FLAG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 SLOW := browser or full or oracle or compile or gpu or weights
 
 .DEFAULT_GOAL := install
 .PHONY: install lab demo test test-slow bench nano lint clean
 
-install: $(STAMP)
+install: $(STAMP) $(NATIVE)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev]"
 	touch $(STAMP)
+
+# Installing builds the C++ kernels; this builds them again when their sources have changed.
+# Without a compiler it says so, and everything runs on the slower reference backend.
+$(NATIVE): $(wildcard kernels/gptoss_kernels/native/src/*) kernels/gptoss_kernels/native/build.py $(STAMP)
+	-@$(BIN)/python -m gptoss_kernels.native.build
+	touch $(NATIVE)
 
 lab: install
 	$(BIN)/jupyter lab $(ROOT_FLAG) --port=$(PORT) notebooks/00_first_trace.ipynb

@@ -43,25 +43,53 @@ REFERENCE = Backend(
     unembed=unembed.unembed,
 )
 
-_BUILT: dict[str, Backend] = {"reference": REFERENCE}
-
 
 def available(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on `device`, fastest first."""
-    torch.device(device)
-    return tuple(name for name in NAMES if name in _BUILT)
+    kind = torch.device(device).type
+    return tuple(name for name in NAMES if why_missing(name, kind) is None)
+
+
+def why_missing(name: str, kind: str = "cpu") -> str | None:
+    """Why a backend cannot run on this kind of device, or None if it can."""
+    if name == "reference":
+        return None
+    if name == "triton":
+        return "this version has no Triton kernels yet"
+    if kind != "cpu":
+        return "it runs on CPUs only"
+    from gptoss_kernels.native import library
+
+    return library.reason()
 
 
 def select(name: str | None = None, device: torch.device | str = "cpu") -> Backend:
     """The named backend, or the fastest one available on `device`."""
-    usable = available(device)
+    kind = torch.device(device).type
     if name is None:
-        return _BUILT[usable[0]]
+        return _table(available(device)[0])
     if name not in NAMES:
         raise ValueError(f"backend {name!r} is unknown; choose one of {', '.join(NAMES)}")
-    if name not in usable:
+    if why := why_missing(name, kind):
         raise ValueError(
-            f"backend {name!r} is not available on {device}: this build has {', '.join(usable)}. "
-            "Leave backend=None to take the fastest one available."
+            f"backend {name!r} is not available on {device}: {why}. "
+            f"Here are {', '.join(available(device))}; backend=None takes the fastest."
         )
-    return _BUILT[name]
+    return _table(name)
+
+
+def instruction_set(name: str) -> str | None:
+    """The processor's instructions a backend runs on, where it chooses; results depend on them."""
+    if name != "native":
+        return None
+    from gptoss_kernels.native import library
+
+    return library.isa()
+
+
+def _table(name: str) -> Backend:
+    if name == "reference":
+        return REFERENCE
+    from gptoss_kernels.native.table import NATIVE
+
+    return NATIVE

@@ -20,6 +20,7 @@ expert whose logit is -inf is neither forced nor replayed: the runner-up takes i
 no step touches keeps its choice and weights bit for bit.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,8 @@ BAN, BIAS, SWAP, STEER, SET_K, REPLAY, FORCE, ZERO, AROUND = range(9)
 ON_LOGITS, ON_CHOICE, ON_WEIGHTS = (BAN, BIAS, SWAP, STEER), (SET_K, REPLAY, FORCE), (ZERO, AROUND)
 STEERED = 0.01
 """Nats by which SteerMoE puts an expert above or below all others."""
+Weigh = Callable[[Tensor, Tensor], Tensor]
+"""(logits, indices) -> weights, as `gptoss_kernels.route.weigh`"""
 
 
 class RouteProgram(NamedTuple):
@@ -73,15 +76,19 @@ def route_edited(
     program: RouteProgram,
     *,
     tap: RouteTap | None = None,
+    weigh: Weigh = weigh,
 ) -> Route:
-    """Choose and weigh under a program; slots beyond a token's own k have weight 0."""
+    """Choose and weigh under a program; slots beyond a token's own k have weight 0.
+
+    `weigh` is the backend's own, so that untouched tokens keep its bits.
+    """
     tap = tap or RouteTap()
     logits = edit_logits(logits, program)
     logits = tap.logits(logits) if tap.logits else logits
     count = counts(logits, k, program)
     indices = choose_edited(logits, count, program)
     indices = tap.indices(indices) if tap.indices else indices
-    weights = weigh_edited(logits, indices, count, k, program)
+    weights = weigh_edited(logits, indices, count, k, program, weigh)
     return Route(indices, tap.weights(weights) if tap.weights else weights)
 
 
@@ -173,9 +180,10 @@ def weigh_edited(
     count: Int[Tensor, "batch pos"],
     k: int,
     program: RouteProgram,
+    weigh: Weigh = weigh,
 ) -> Float[Tensor, "batch pos k"]:
     """Softmax over each token's chosen experts, then the steps on the weights in order."""
-    weights = _softmax(logits, indices, count, k, program)
+    weights = _softmax(logits, indices, count, k, program, weigh)
     for _, tokens, _, _ in _steps(program, (REPLAY,)):
         if program.recorded is None or program.recorded_weights is None:
             continue
@@ -192,7 +200,7 @@ def weigh_edited(
 
 
 def _softmax(
-    logits: Tensor, indices: Tensor, count: Tensor, k: int, program: RouteProgram
+    logits: Tensor, indices: Tensor, count: Tensor, k: int, program: RouteProgram, weigh: Weigh
 ) -> Tensor:
     """Weights that sum to 1 over the first `count` slots; as `weigh` gives them where that is k."""
     weights = weigh(logits, indices[..., :k])

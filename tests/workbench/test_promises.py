@@ -111,18 +111,25 @@ def no_grad_for_company(request):
         yield
 
 
-def close(found, wanted):
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.std()))
+@pytest.fixture
+def close(backend):
+    """Equal bit for bit; the reference sums in torch's own order, so there to 1e-5 x std."""
+
+    def compare(found, wanted):
+        atol = 1e-5 * float(wanted.float().std()) if backend == "reference" else 0
+        torch.testing.assert_close(found, wanted, rtol=0, atol=atol)
+
+    return compare
 
 
-def test_company_in_the_batch_changes_nothing(long_model, long_tokens):
+def test_company_in_the_batch_changes_nothing(long_model, long_tokens, close):
     together = long_model(long_tokens)
     for row in range(3):
         close(together[row], long_model(long_tokens[row : row + 1])[0])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_company_of_padding_changes_nothing(long_model, long_tokens, side):
+def test_company_of_padding_changes_nothing(long_model, long_tokens, side, close):
     lengths = (137, 61, 5)
     mask = torch.zeros(3, 137, dtype=torch.bool)
     for row, n in enumerate(lengths):
@@ -137,7 +144,7 @@ def test_company_of_padding_changes_nothing(long_model, long_tokens, side):
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 129])
-def test_the_chunks_of_a_prompt_change_nothing(long_model, long_tokens, size):
+def test_the_chunks_of_a_prompt_change_nothing(long_model, long_tokens, size, close):
     tokens = long_tokens[:1] if size == 1 else long_tokens
     cache = long_model.new_cache()
     parts = [long_model(part, past_key_values=cache) for part in tokens.split(size, 1)]
@@ -146,7 +153,7 @@ def test_the_chunks_of_a_prompt_change_nothing(long_model, long_tokens, size):
     assert cache.layers[0].k.shape[1] == window - 1 and cache.layers[1].k.shape[1] == 137
 
 
-def test_ragged_rows_share_a_cache_chunk_by_chunk(long_model, long_tokens):
+def test_ragged_rows_share_a_cache_chunk_by_chunk(long_model, long_tokens, close):
     mask = torch.ones(3, 137, dtype=torch.bool)
     mask[1, :40], mask[2, 90:] = False, False
     cache = long_model.new_cache()
@@ -269,7 +276,8 @@ def test_nothing_builds_a_graph_unless_asked(model, tokens):
 def test_logits_are_computed_for_the_positions_asked_for(model, tokens):
     logits = model(tokens, logits_to_keep=2)
     assert logits.shape == (2, 2, 256)
-    assert torch.equal(logits, model(tokens)[:, -2:]) or model.activation_dtype == torch.float32
+    exact = model.backend != "reference" or model.activation_dtype == torch.bfloat16
+    assert torch.equal(logits, model(tokens)[:, -2:]) or not exact
     torch.testing.assert_close(logits, model(tokens)[:, -2:])
 
 

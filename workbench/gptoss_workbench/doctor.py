@@ -26,7 +26,7 @@ def examine() -> list[Finding]:
     found = [Finding("python", True, f"{system}, {os.cpu_count()} cores")]
     if importlib.util.find_spec("torch") is None:
         return [*found, Finding("torch", False, "missing: pip install torch")]
-    return [*found, *_torch(), _backends(), _lab(), _nano()]
+    return [*found, *_torch(), *_backends(), _lab(), _nano()]
 
 
 def _torch() -> list[Finding]:
@@ -41,11 +41,14 @@ def _torch() -> list[Finding]:
     return out
 
 
-def _backends() -> Finding:
+def _backends() -> list[Finding]:
     from gptoss_kernels import backend
 
     names = backend.available()
-    return Finding("backends", True, f"{', '.join(names)}; load() takes {names[0]}")
+    out = [Finding("backends", True, f"{', '.join(names)}; load() takes {names[0]}")]
+    if why := backend.why_missing("native"):
+        return [*out, Finding("native", False, f"{why}; the slow reference is used instead")]
+    return [*out, Finding("native", True, f"runs on {backend.instruction_set('native')}")]
 
 
 def _lab() -> Finding:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptoss_kernels.backend import instruction_set
+
 
 def of_model(model: Any) -> dict[str, Any]:
     """The model as it stands: name, fingerprint, precision, edits in force, observers, versions."""
@@ -19,6 +21,7 @@ def of_model(model: Any) -> dict[str, Any]:
         "fingerprint": getattr(model, "fingerprint", None),
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "backend": getattr(model, "backend", None),
+        "instructions": instruction_set(getattr(model, "backend", "")),
         "edits": [repr(edit) for edit in getattr(model, "active_edits", ())],
         "hooks": [name for name, point in model.hook_dict.items() if point.observed],
         "versions": {

@@ -1,9 +1,12 @@
 """`choose` and `weigh` in C++; formula and signatures are those of `gptoss_kernels.route`."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gptoss_kernels import route_edited as plain
 from gptoss_kernels.native.library import kernels
 from gptoss_kernels.native.ops import define
 
@@ -63,3 +66,5 @@ _weigh = define(
     keep=_keep,
     backward=_grad,
 )
+
+route_edited = partial(plain.route_edited, weigh=weigh)
