@@ -6,11 +6,14 @@ faulty     one lane wrong on purpose (`faulty.cpp`), to see that a check would n
 """
 
 import hashlib
+import os
 import platform
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +39,6 @@ class Target(NamedTuple):
     """None: the one the package is built with"""
     start: tuple[str, ...] = ()
     """what runs its programs"""
-    beside: tuple[str, ...] = ()
-    """instruction sets that a CPU with this one has too, beside the portable one"""
 
 
 PORTABLE = Target("portable")
@@ -119,10 +120,12 @@ def objects(
     sources = {name: build.SOURCES / f"{name}.cpp" for name in flags}
     if fault:
         sources[own] = HERE / "faulty.cpp"
-        flags[own] += _fault(target, fault)
+        flags[own] += ["-O1", *_fault(target, fault)]
     start = [*_compiler(target), *FLAGS, *target.everywhere, *extra, f"-I{build.SOURCES}"]
     commands = {name: [*start, *flags[name], "-c", str(sources[name])] for name in flags}
-    return {name: _compiled(folder, command, name) for name, command in commands.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = pool.map(_compiled, repeat(folder), commands.values(), commands)
+        return dict(zip(commands, made, strict=True))
 
 
 def replay(

@@ -55,9 +55,11 @@ struct Buffer {
     before = in.run();
     memory = std::malloc(before.size() + element);
     data = static_cast<char*>(memory) + element;
-    std::memcpy(data, before.data(), before.size());
+    if (!before.empty()) std::memcpy(data, before.data(), before.size());
   }
-  bool changed() const { return std::memcmp(data, before.data(), before.size()) != 0; }
+  bool changed() const {
+    return !before.empty() && std::memcmp(data, before.data(), before.size()) != 0;
+  }
 };
 
 struct Argument {
