@@ -39,6 +39,7 @@ test-slow: install
 	$(BIN)/python .ci/slow.py
 
 bench: install
+	$(BIN)/python kernels/bench/cpu.py
 	$(BIN)/python kernels/bench/observing.py
 	$(BIN)/python kernels/bench/routing_corpus.py
 	$(BIN)/python kernels/bench/patching.py
