@@ -1,4 +1,4 @@
-// Which ISAs this build has and this CPU runs. build.py defines GW_HAVE_<ISA> for those it compiled.
+// Which ISAs this build has and this CPU runs. build.py defines GW_HAVE_<ISA> for those it built.
 #include <string>
 
 #include "abi.h"
@@ -54,7 +54,9 @@ void each_that_runs(Visit visit) {
 GW_EXPORT const char* gw_isas() {
   static const std::string names = [] {
     std::string found;
-    each_that_runs([&](const Kernels& k) { found += (found.empty() ? "" : " ") + std::string(k.isa); });
+    each_that_runs([&](const Kernels& k) {
+      found += (found.empty() ? "" : " ") + std::string(k.isa);
+    });
     return found;
   }();
   return names.c_str();

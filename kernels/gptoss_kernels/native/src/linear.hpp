@@ -84,7 +84,8 @@ inline void dots(const F& weight, int64_t first, const float* x, float* out) {
 }
 
 template <class F>
-__attribute__((noinline)) void gemv(const F& weight, int64_t row, int n, const float* x, float* out) {
+__attribute__((noinline)) void gemv(const F& weight, int64_t row, int n, const float* x,
+                                    float* out) {
   int i = 0;
   for (; i + 4 <= n; i += 4) dots<F, 4>(weight, row + i, x, out + i);
   for (; i < n; ++i) dots<F, 1>(weight, row + i, x, out + i);
@@ -110,7 +111,8 @@ struct Decoded {
 
 // sum[X][TILE_W] = or += V vectors of TILE_W decoded rows times those of X rows of x.
 template <class F, int X>
-inline void outer_products(const float* const w[], const float* const x[], int at, f sum[][TILE_W]) {
+inline void outer_products(const float* const w[], const float* const x[], int at,
+                           f sum[][TILE_W]) {
 #pragma GCC unroll 8
   for (int v = 0; v < F::V; ++v, at += W) {
     f a[TILE_W];
@@ -170,7 +172,8 @@ inline void sweep(const Decoded<F>& d, int n, int count, const float* const x[],
 
 // out[i][j] for a panel of m <= PANEL rows of x and n <= GROUP weight rows; out rows BLOCK apart.
 template <class F>
-__attribute__((noinline)) void gemm(const F& weight, int64_t row, int n, const float* const x[], int m, float* out) {
+__attribute__((noinline)) void gemm(const F& weight, int64_t row, int n, const float* const x[],
+                                    int m, float* out) {
   Decoded<F> d;
   alignas(64) float acc[PANEL * GROUP * W];
   memset(acc, 0, sizeof(float) * size_t((m + TILE_X - 1) / TILE_X * TILE_X * GROUP * W));
