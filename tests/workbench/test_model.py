@@ -61,7 +61,7 @@ def test_a_backend_that_is_not_here_says_what_is(monkeypatch):
     from gptoss_kernels import backend
 
     monkeypatch.setattr(backend, "available", lambda device="cpu": ("reference",))
-    with pytest.raises(ValueError, match=r"'triton' is not available on cpu.*has reference"):
+    with pytest.raises(ValueError, match=r"'triton' is not available on cpu.*Here are reference"):
         GptOss(TINY, {}, backend="triton")
 
 

@@ -60,14 +60,15 @@ def test_german_against_english_ranks_the_planted_experts_first(languages, plant
 
 def test_shuffled_labels_leave_intervals_over_zero(languages):
     """Tokens taken as independent cover less: prompts are what varies."""
-    covered = {"prompt": [], "token": []}
+    covered, sure = {"prompt": [], "token": []}, []
     for seed in range(20):
         order = np.random.default_rng(seed).permutation(24)
         halves = [languages.where(prompt=order[i::2].tolist()) for i in (0, 1)]
         for unit, shares in covered.items():
             table = expert_contrast(*halves, unit=unit)
             shares.append(((table["low"] <= 0) & (table["high"] >= 0)).mean())
-            assert unit == "token" or not table["sure"].any()
+            sure += [table["sure"].any()] if unit == "prompt" else []
+    assert sum(sure) <= 3  # a table says so by chance in 5 % of cases
     assert np.mean(covered["prompt"]) >= 0.93
     assert np.mean(covered["prompt"]) > np.mean(covered["token"])
 

@@ -36,7 +36,7 @@ function headStore(header, arrays, ask, came) {
     part.sent.forEach((head, i) => keep(head, part.arrays.weights.subarray(i * half, (i + 1) * half)));
   }
 
-  const fetch = (head, weights) => ask({ head, weights }).then((part) => {
+  const bring = (head, weights) => ask({ head, weights }).then((part) => {
     const first = !faces.has(head);
     take(part);
     if (!closed) came(head, first);
@@ -56,7 +56,7 @@ function headStore(header, arrays, ask, came) {
     idle(() => {
       const wanted = next();
       if (!wanted) { busy = false; return; }
-      fetch(wanted.head, wanted.weights).then(() => { busy = false; more(); });
+      bring(wanted.head, wanted.weights).then(() => { busy = false; more(); });
     });
   }
 
@@ -67,7 +67,7 @@ function headStore(header, arrays, ask, came) {
     known: () => faces.size,
     /** The weights of a head that is here; it is then the last to be dropped. */
     weights: (head) => { keep(head, held.get(head)); return held.get(head); },
-    want: (head) => { near = head; if (!held.has(head)) fetch(head, true); more(); },
+    want: (head) => { near = head; if (!held.has(head)) bring(head, true); more(); },
     /** Fetches this head and those beside it next; `beside`: the heads in the order shown. */
     toward: (head, beside = order) => { near = head; order = beside; more(); },
     close: () => { closed = true; },
