@@ -18,6 +18,7 @@ function render(stage, header, buffers, emit, ask) {
   const spec = {
     rows: n, cols: n + front, cell: [size(), size()], lead: front, label: header.finding, rowWidth: 84,
     value: (q, c) => (c < front ? lead(c, q) : seen(q, c - front)),
+    fill,
     rowLabel: (q) => visible(header.tokens.text[q]),
     colLabel: (c) => (c < front ? header.lead[c] : visible(header.tokens.text[c - front])),
     rowColor: lane,
@@ -33,6 +34,16 @@ function render(stage, header, buffers, emit, ask) {
     point: (i) => show(i === null ? null : [i, 0]),
     pick: (i) => { hold(i); emit(state, i); },
   });
+
+  /** All cells of the map, row by row from the first key that is seen. */
+  function fill(pixels, words) {
+    for (let q = 0, first = 0, at = 0; q < n; q++, at += n + front) {
+      while (unseen(q, first)) first++;
+      for (let c = 0; c < front; c++) pixels[at + c] = words[lead(c, q)];
+      const row = (q * (q + 1)) / 2;
+      for (let key = first; key <= q; key++) pixels[at + front + key] = words[weights[row + key]];
+    }
+  }
 
   /** The line behind which the window ends. */
   function band(ink, at) {

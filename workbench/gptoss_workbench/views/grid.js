@@ -43,7 +43,8 @@ function grid(stage, spec) {
   function cells(ink) {
     const image = brush.createImageData(spec.cols, spec.rows), pixels = new Uint32Array(image.data.buffer);
     const words = (spec.map ?? RAMP).words;
-    for (let r = 0, i = 0; r < spec.rows; r++) {
+    if (spec.fill) spec.fill(pixels, words);
+    else for (let r = 0, i = 0; r < spec.rows; r++) {
       for (let c = 0; c < spec.cols; c++, i++) {
         const v = spec.value(r, c);
         if (v >= 0) pixels[i] = words[v];

@@ -3,6 +3,8 @@
 
 const KEPT = 6e7, AHEAD = 1.6e7; // bytes of weights kept, and of weights fetched before they are wanted
 
+const CALM = 250; // milliseconds after a choice (and at first) in which nothing else is fetched
+
 const idle = window.requestIdleCallback ? (act) => requestIdleCallback(act, { timeout: 250 }) : (act) => setTimeout(act, 20);
 
 /** What is known of a head without its weights; copies, so that the message they came in can go. */
@@ -20,7 +22,7 @@ function faceOf(part, i, n) {
 function headStore(header, arrays, ask, came) {
   const n = header.tokens.id.length, half = (n * (n + 1)) / 2, reach = Math.floor(AHEAD / half);
   const faces = new Map(), held = new Map();
-  let order = header.heads, near = header.state.head, busy = false, closed = !ask;
+  let order = header.heads, near = header.state.head, busy = false, closed = !ask, calm = performance.now() + CALM;
 
   function keep(head, weights) {
     held.delete(head);
@@ -53,11 +55,14 @@ function headStore(header, arrays, ask, came) {
   function more() {
     if (busy || !next()) return;
     busy = true;
-    idle(() => {
+    setTimeout(() => idle(() => {
       const wanted = next();
-      if (!wanted) { busy = false; return; }
+      busy = false;
+      if (!wanted) return;
+      if (performance.now() < calm) { more(); return; }
+      busy = true;
       bring(wanted.head, wanted.weights).then(() => { busy = false; more(); });
-    });
+    }), Math.max(0, calm - performance.now()));
   }
 
   take({ ...header, arrays });
@@ -67,7 +72,7 @@ function headStore(header, arrays, ask, came) {
     known: () => faces.size,
     /** The weights of a head that is here; it is then the last to be dropped. */
     weights: (head) => { keep(head, held.get(head)); return held.get(head); },
-    want: (head) => { near = head; if (!held.has(head)) bring(head, true); more(); },
+    want: (head) => { [near, calm] = [head, performance.now() + CALM]; if (!held.has(head)) bring(head, true); more(); },
     /** Fetches this head and those beside it next; `beside`: the heads in the order shown. */
     toward: (head, beside = order) => { near = head; order = beside; more(); },
     close: () => { closed = true; },
