@@ -23,10 +23,10 @@ class Group(NamedTuple):
 
 
 GROUPS = (
-    Group("compile", 10),
+    Group("compile", 25),
     Group("browser", 15),
-    Group("oracle", 20),
-    Group("full", 30),
+    Group("oracle", 10),
+    Group("full", 25),
 )
 
 
