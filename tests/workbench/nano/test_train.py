@@ -127,9 +127,10 @@ def torch_as_it_was():
 
 
 def test_a_run_is_reproducible_to_the_bit(tmp_path, torch_as_it_was):
-    runs = [train.train(5, tmp_path / name, steps=2, batch=2) for name in "ab"]
+    """Five steps see every term of the loss and the rounding of the experts."""
+    runs = [train.train(5, tmp_path / name, steps=5, batch=3) for name in "ab"]
     assert runs[0]["sha256"] == runs[1]["sha256"]
-    assert runs[0]["log"] == runs[1]["log"] and len(runs[0]["log"]) == 2
+    assert runs[0]["log"] == runs[1]["log"] and len(runs[0]["log"]) >= 2
     assert read_model(tmp_path / "a").c == read_model(checkpoint_path()).c
 
 
