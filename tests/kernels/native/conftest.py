@@ -10,9 +10,22 @@ from typing import NamedTuple
 
 import pytest
 
+from gptoss_kernels.native import library
+
 ROOT = Path(__file__).parents[3]
 VERIFY = ROOT / "kernels" / "verify" / "native"
 FAST = "not (browser or full or oracle or compile or gpu or weights)"
+
+MISSING = library.reason()
+collect_ignore_glob = ["test_[!b]*.py"] if MISSING else []
+"""Without the compiled library only its building is tested; in CI it must be there."""
+if MISSING and os.environ.get("CI"):
+    raise pytest.UsageError(f"native kernels cannot be tested: {MISSING}")
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if MISSING:
+        terminalreporter.write_line(f"native kernels were not tested: {MISSING}")
 
 
 class Recording(NamedTuple):
