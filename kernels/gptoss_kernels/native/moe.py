@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gptoss_kernels.moe import Experts, ExpertTap
+from gptoss_kernels.mxfp4 import BLOCK
 from gptoss_kernels.native.library import DTYPES, code, kernels
 from gptoss_kernels.native.linear import readable
 from gptoss_kernels.native.ops import define
@@ -42,7 +43,7 @@ def moe(
 
 def _sizes(indices: Tensor, blocks: Tensor) -> tuple[int, int, int, int]:
     """k, experts, outputs and inputs of each expert."""
-    return indices.shape[-1], blocks.shape[0], blocks.shape[1], blocks.shape[2] * 32
+    return indices.shape[-1], blocks.shape[0], blocks.shape[1], blocks.shape[2] * BLOCK
 
 
 def _packed(
@@ -198,7 +199,7 @@ def _rows_backward_cpu(
 def _rows_backward_fake(
     grad: Tensor, indices: Tensor, blocks: Tensor, scales: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    return grad.new_empty((*indices.shape, blocks.shape[2] * 32), dtype=dtype)
+    return grad.new_empty((*indices.shape, blocks.shape[2] * BLOCK), dtype=dtype)
 
 
 def _combine_cpu(out: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:

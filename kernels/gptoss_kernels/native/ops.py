@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 _LIBRARY = torch.library.Library("gptoss_native", "DEF")
@@ -33,9 +34,21 @@ def define(
     operator = getattr(torch.ops.gptoss_native, name).default
 
     def call(*args):
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, args)
         return body(*args) if _only_values(args) else operator(*args)
 
     return call
+
+
+def _refuse_tangents(name: str, args: tuple) -> None:
+    """A kernel would drop forward-mode tangents without a word."""
+    tensors = (arg for arg in args if isinstance(arg, Tensor))
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(
+            f"{name}: native kernels have no forward-mode derivatives; differentiate backwards, or "
+            "load the model with backend='reference'"
+        )
 
 
 def _only_values(args: tuple) -> bool:

@@ -5,6 +5,7 @@ import mmap
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from gptoss_kernels.mxfp4 import pack, unpack
 from gptoss_kernels.native import library
@@ -257,3 +258,11 @@ def test_nothing_is_read_beyond_the_end(isa, fenced, inner):
             x = fenced(draw(rows, inner - 3).to(dtype)).requires_grad_()
             weight, bias = fenced(draw(13, inner - 3).to(dtype)), fenced(draw(13).to(dtype))
             linear(x, weight, bias).sum().backward()
+
+
+def test_forward_mode_tangents_are_refused_rather_than_dropped():
+    x, weight = torch.randn(2, 8), torch.randn(5, 8)
+    with forward_ad.dual_level():
+        assert torch.equal(linear(x, weight), linear(x.clone(), weight))
+        with pytest.raises(NotImplementedError, match="linear: .*backend='reference'"):
+            linear(forward_ad.make_dual(x, torch.ones_like(x)), weight)

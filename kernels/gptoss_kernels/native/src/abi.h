@@ -12,8 +12,8 @@
 // nothing of the standard library but <cstdint> and memcpy (an inline function of the library
 // compiled for AVX-512 must never be the one a smaller CPU runs).
 //
-// Every kernel returns 0, 1 when its scratch memory could not be had, 2 for an index out of range. Tensors are contiguous;
-// pointers may have any alignment. The result of an element has one order of summation, whatever
+// Every kernel returns 0, 1 when its scratch memory could not be had, 2 for an index out of range.
+// Tensors are contiguous; pointers may have any alignment. The result of an element has one order of summation, whatever
 // the rows around it, the thread that computes it and the way the work is cut.
 #pragma once
 

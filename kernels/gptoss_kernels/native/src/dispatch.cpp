@@ -20,7 +20,6 @@ extern const Kernels kernels_neon;
 
 namespace {
 
-
 bool avx512() {
 #ifdef GW_HAVE_AVX512
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
