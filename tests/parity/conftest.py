@@ -1,4 +1,7 @@
-"""Parity tests share one module, `oracle.py`, as a fixture: tests are no package."""
+"""Parity tests share one module, `oracle.py`, as a fixture: tests are no package.
+
+Each of them runs on every backend that is here.
+"""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -8,9 +11,19 @@ from types import ModuleType
 import jaxtyping
 import pytest
 
+from gptoss_kernels import backend as kernels
 
-@pytest.fixture(scope="session")
-def oracle() -> ModuleType:
+
+@pytest.fixture(scope="module", params=kernels.available("cpu"))
+def backend(request):
+    """The one backend that models without a wish take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "available", lambda device="cpu": (request.param,))
+        yield request.param
+
+
+@pytest.fixture(scope="module")
+def oracle(backend) -> ModuleType:
     """transformers' gpt-oss and how far a model is from it."""
     spec = spec_from_file_location("parity_oracle", Path(__file__).with_name("oracle.py"))
     assert spec and spec.loader

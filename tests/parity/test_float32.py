@@ -14,18 +14,19 @@ CASES = range(32)
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_logits_and_routing_equal_transformers(oracle, seed):
+def test_logits_and_routing_equal_transformers(oracle, backend, seed):
     """One pass, chunks and single steps through a cache; padded left (odd seeds) or right."""
     case = oracle.random_case(seed, gentle=seed % 4 != 3)
     expected = oracle.oracle_run(
         oracle.transformers_model(case.config, case.tensors), case.tokens, case.mask
     )
     model = GptOss(case.config, case.tensors, dtype=torch.float32)
+    assert model.backend == backend
     for chunks in (None, chunked(case.tokens.shape[1], seed)):
         found = oracle.gap(
             oracle.our_run(model, case.tokens, case.mask, chunks), expected, case.mask
         )
-        print(f"seed {seed} chunks {chunks}: {found}")
+        print(f"{backend} seed {seed} chunks {chunks}: {found}")
         assert found.parity, (chunks, found)
 
 
