@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gptoss_kernels.backend import available
 from gptoss_workbench.checkpoint.synthetic import TINY, random_tensors
 from gptoss_workbench.config import alternating_layers
 
@@ -19,9 +20,9 @@ POINTS += ["hook_embed", "ln_final.hook_out", "unembed.hook_out"]
 TOLERANCE = 1e-4
 
 
-@pytest.fixture
-def model(small):
-    return small
+@pytest.fixture(params=available("cpu"))
+def model(request, make_model):
+    return make_model(backend=request.param, num_hidden_layers=2, layer_types=alternating_layers(2))
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +169,11 @@ def test_an_edit_with_parameters_can_be_trained(model, tokens):
     assert direction.grad is not None and direction.grad.norm() > 0
 
 
-def test_in_bfloat16_gradients_point_the_same_way(make_model, tokens, wanted):
-    model = make_model(torch.bfloat16, num_hidden_layers=2, layer_types=alternating_layers(2))
+@pytest.mark.parametrize("backend", available("cpu"))
+def test_in_bfloat16_gradients_point_the_same_way(make_model, backend, tokens, wanted):
+    model = make_model(
+        torch.bfloat16, backend, num_hidden_layers=2, layer_types=alternating_layers(2)
+    )
     name = "blocks.1.mlp.hook_expert_post"
     seen = gradients(model, tokens, [name])[name]
     assert seen.dtype == torch.bfloat16
