@@ -68,7 +68,7 @@ def make_model():
     """make_model(dtype, backend, **config changes): a random model, left as it was found."""
     used = []
 
-    def make(dtype=torch.float32, backend="reference", **changes):
+    def make(dtype=torch.float32, backend=None, **changes):
         model = _model(dtype, backend, tuple(changes.items()))
         used.append(model)
         return model

@@ -25,6 +25,7 @@ from gptoss_hooks import (
 )
 from gptoss_hooks.edits import TieWarning
 from gptoss_hooks.names import UnknownHook
+from gptoss_kernels.backend import available
 from gptoss_workbench.checkpoint.synthetic import random_tensors
 from gptoss_workbench.harmony.voices import VoiceTracker
 from gptoss_workbench.nano.data import sample
@@ -35,11 +36,13 @@ LOGITS, INDICES, WEIGHTS = (
 E, K = 8, 4
 
 
-@pytest.fixture
-def small(make_model):
+@pytest.fixture(params=available("cpu"))
+def small(request, make_model):
     """Two layers, one of them sliding; a token takes 4 of 8 experts."""
     kinds = ("sliding_attention", "full_attention")
-    return make_model(num_hidden_layers=2, layer_types=kinds, num_experts_per_tok=K)
+    return make_model(
+        backend=request.param, num_hidden_layers=2, layer_types=kinds, num_experts_per_tok=K
+    )
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gptoss_hooks.points import EditError
+from gptoss_kernels.backend import available
 from gptoss_workbench.checkpoint.synthetic import TINY, random_tensors
 from gptoss_workbench.config import alternating_layers
 from gptoss_workbench.model import GptOss
@@ -56,9 +57,9 @@ ONE_LAYER = [f"blocks.1.{point}" for point in PER_LAYER]
 OUTSIDE = ["hook_embed", "ln_final.hook_scale", "ln_final.hook_normalized", "ln_final.hook_out"]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return GptOss(SMALL, random_tensors(SMALL, 0), dtype=torch.float32, backend="reference")
+@pytest.fixture(scope="module", params=available("cpu"))
+def model(request):
+    return GptOss(SMALL, random_tensors(SMALL, 0), dtype=torch.float32, backend=request.param)
 
 
 @pytest.fixture(scope="module")

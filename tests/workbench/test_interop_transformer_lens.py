@@ -6,6 +6,7 @@ import pandas
 import pytest
 import torch
 
+from gptoss_kernels.backend import available
 from gptoss_workbench.checkpoint.synthetic import TINY, random_tensors
 from gptoss_workbench.config import alternating_layers
 from gptoss_workbench.model import GptOss
@@ -36,9 +37,9 @@ SAME = {"atol": 1e-5, "rtol": 1e-5}
 """Same forward passes; only the patched tensor is put together differently."""
 
 
-@pytest.fixture(scope="module")
-def model():
-    return GptOss(SMALL, random_tensors(SMALL, 0), dtype=torch.float32, backend="reference")
+@pytest.fixture(scope="module", params=available("cpu"))
+def model(request):
+    return GptOss(SMALL, random_tensors(SMALL, 0), dtype=torch.float32, backend=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gptoss_hooks.points import EditError
+from gptoss_kernels.backend import available
 from gptoss_workbench.checkpoint.synthetic import TINY, random_tensors
 from gptoss_workbench.config import alternating_layers
 
@@ -38,9 +39,9 @@ def oracle(dense):
     return dense.Dense(config, random_tensors(config, 0))
 
 
-@pytest.fixture
-def tiny(small):
-    return small
+@pytest.fixture(params=available("cpu"))
+def tiny(request, make_model):
+    return make_model(backend=request.param, num_hidden_layers=2, layer_types=alternating_layers(2))
 
 
 def edited(x):
@@ -112,14 +113,21 @@ def recorded(model, tokens):
 
 
 @pytest.fixture(scope="module")
-def clean():
+def kept_clean():
     return {}
+
+
+@pytest.fixture
+def clean(tiny, tokens, kept_clean):
+    """Every activation without an edit, computed once for each backend."""
+    if tiny.backend not in kept_clean:
+        kept_clean[tiny.backend] = recorded(tiny, tokens)
+    return kept_clean[tiny.backend]
 
 
 @pytest.mark.parametrize("name", POINTS)
 def test_an_edit_in_place_leaves_what_came_before_as_it_was(tiny, tokens, clean, name):
     """In layer 0 by a function, elsewhere by a torch hook."""
-    clean = clean or clean.update(recorded(tiny, tokens)) or clean
     point = tiny.hook_dict[name]
     if name.startswith("blocks.0"):
         detach = point.add_hook(in_place)

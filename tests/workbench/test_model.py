@@ -192,7 +192,7 @@ def test_it_stays_in_evaluation_mode(tiny):
 def test_it_says_what_it_is(tiny):
     assert repr(tiny) == (
         "GptOss('gpt-oss': 4 layers, d_model 64, 8 experts top-2, 8/2 heads, vocabulary 256; "
-        "float32 on cpu, reference)"
+        f"float32 on cpu, {tiny.backend})"
     )
 
 
