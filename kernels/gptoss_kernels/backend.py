@@ -9,7 +9,17 @@ from typing import NamedTuple
 
 import torch
 
-from gptoss_kernels import attention, linear, moe, rms_norm, rope, route, route_edited, unembed
+from gptoss_kernels import (
+    attention,
+    lens,
+    linear,
+    moe,
+    rms_norm,
+    rope,
+    route,
+    route_edited,
+    unembed,
+)
 
 NAMES = ("native", "triton", "reference")
 """All backends, fastest first."""
@@ -29,6 +39,8 @@ class Backend(NamedTuple):
     unembed: Callable
     route_edited: Callable = route_edited.route_edited
     """choose and weigh under a RouteProgram; the plain body reads the same tensors"""
+    lens: Callable = lens.lens
+    """what residuals say of the next token, logits never stored"""
 
 
 REFERENCE = Backend(

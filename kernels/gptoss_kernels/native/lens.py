@@ -1,12 +1,7 @@
-"""What residuals say about the next token, without ever storing a row of logits.
-
-    l           = W_U x                            float32, the sums of `linear`
-    log_sum_exp = log Σ exp(l)
-    entropy     = log_sum_exp - E_p[l]             p = softmax(l); nats
-    KL(f || p)  = E_f[l_f - l] - log_sum_exp_f + log_sum_exp
+"""`lens` in C++; formula and signature are those of `gptoss_kernels.lens`.
 
 The vocabulary is walked in tiles of one width, so a row's numbers do not depend on its company, and
-largest logits, target logit and rank are exactly those of the whole row. No gradients.
+largest logits, target logit and rank are exactly those of the whole row.
 """
 
 import ctypes
@@ -16,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gptoss_kernels.lens import Lens, checked
 from gptoss_kernels.native.library import address, kernels
 from gptoss_kernels.native.linear import linear
 
@@ -23,25 +19,6 @@ WIDTH = 4096
 """Tokens of the vocabulary in a tile."""
 ROWS = 512
 """Most rows at a time: 8 MiB of logits."""
-
-
-class Lens(NamedTuple):
-    """What each row predicts."""
-
-    tokens: Int[Tensor, "row k"]
-    """the most likely tokens, best first; of equal ones the lower"""
-    logits: Float[Tensor, "row k"]
-    """theirs"""
-    log_sum_exp: Float[Tensor, " row"]
-    """of all logits: log p = logit - log_sum_exp"""
-    entropy: Float[Tensor, " row"]
-    """nats"""
-    target_logit: Float[Tensor, " row"]
-    """NaN without a target"""
-    rank: Int[Tensor, " row"]
-    """tokens with a larger logit than the target's; -1 without a target"""
-    kl: Float[Tensor, " row"]
-    """KL(final || row) in nats; NaN where no final residual was given"""
 
 
 class _Call(ctypes.Structure):
@@ -60,74 +37,67 @@ class _Call(ctypes.Structure):
 class _Running(NamedTuple):
     """What was read of each row so far."""
 
-    sums: Float[Tensor, "part row"]
+    sums: Float[Tensor, "part layer row"]
     """maximum, Σ w and Σ w logit; then maximum, Σ w and Σ w (final - logit) of final"""
-    values: Float[Tensor, "row k"]
-    tokens: Int[Tensor, "row k"]
-    ahead: Int[Tensor, " row"]
+    values: Float[Tensor, "layer row k"]
+    tokens: Int[Tensor, "layer row k"]
+    ahead: Int[Tensor, "layer row"]
 
 
 def lens(
-    x: Float[Tensor, "row d_model"],
+    x: Float[Tensor, "layer row d_model"],
     weight: Float[Tensor, "vocab d_model"],
     *,
     k: int = 5,
     targets: Int[Tensor, " row"] | None = None,
     final: Float[Tensor, "row d_model"] | None = None,
 ) -> Lens:
-    """Read normed residuals out through the unembedding.
-
-    Args:
-        targets: a token a row whose logit and rank are wanted; -1 is none.
-        final: normed residuals, a row each, with whose distribution each row is compared.
-    """
-    vocab = weight.shape[0]
-    if not 1 <= k <= vocab:
-        raise ValueError(f"lens: expected k between 1 and {vocab}, the vocabulary; got {k}")
-    if targets is None:
-        targets = torch.full((len(x),), -1)
-    if bool((targets >= vocab).any()):
-        raise ValueError(f"lens: targets are tokens below {vocab}; got {int(targets.max())}")
+    """Read normed residuals out through the unembedding; of equal logits the lower token leads."""
+    targets = checked(x, weight, k, targets)
+    step = max(1, ROWS // max(1, len(x)))
+    starts = range(0, max(1, x.shape[1]), step)
     with torch.no_grad():
         parts = [
-            _read(x[rows], weight, k, targets[rows], None if final is None else final[rows])
-            for rows in (slice(i, i + ROWS) for i in range(0, max(1, len(x)), ROWS))
+            _read(x[:, rows], weight, k, targets[rows], None if final is None else final[rows])
+            for rows in (slice(start, start + step) for start in starts)
         ]
-    return Lens(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return Lens(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
 
 
 def _read(x: Tensor, weight: Tensor, k: int, targets: Tensor, final: Tensor | None) -> Lens:
-    target = _target_logits(x, weight, targets)
-    lowest = torch.full((1, len(x)), -torch.inf)
-    sums = torch.cat([lowest, torch.zeros(2, len(x))]).repeat(2, 1)
-    tokens = torch.full((len(x), k), -1)
-    run = _Running(sums, torch.full((len(x), k), -torch.inf), tokens, torch.zeros_like(targets))
+    target, shape = _target_logits(x, weight, targets), x.shape[:2]
+    lowest = torch.full((1, *shape), -torch.inf)
+    sums = torch.cat([lowest, torch.zeros(2, *shape)]).repeat(2, 1, 1)
+    values, tokens = torch.full((*shape, k), -torch.inf), torch.full((*shape, k), -1)
+    run = _Running(sums, values, tokens, torch.zeros(shape, dtype=torch.int64))
     for start in range(0, len(weight), WIDTH):
         tile = weight[start : start + WIDTH]
         logits = linear(x, tile, dtype=torch.float32)
         ends = None if final is None else linear(final, tile, dtype=torch.float32)
-        _add(run, start, logits, ends, target)
+        for layer in range(len(x)):
+            _add(run, layer, start, logits[layer], ends, target[layer])
     return _result(run, targets, target, final is not None)
 
 
-def _add(run: _Running, start: int, logits: Tensor, ends: Tensor | None, target: Tensor) -> None:
-    """Take in the logits [row, tile] of the tokens from `start` on."""
-    parts = [part.data_ptr() for part in run.sums]
+def _add(
+    run: _Running, layer: int, start: int, logits: Tensor, ends: Tensor | None, target: Tensor
+) -> None:
+    """Take in one layer's logits [row, tile] of the tokens from `start` on."""
+    parts = [part.data_ptr() for part in run.sums[:, layer]]
     call = _Call(
         logits.data_ptr(), address(ends), target.data_ptr(), *logits.shape, start,
-        run.values.shape[1], *parts, run.values.data_ptr(), run.tokens.data_ptr(),
-        run.ahead.data_ptr(),
+        run.values.shape[-1], *parts, run.values[layer].data_ptr(), run.tokens[layer].data_ptr(),
+        run.ahead[layer].data_ptr(),
     )  # fmt: skip
     kernels().lens(ctypes.byref(call))
 
 
 def _target_logits(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The same sums as in a tile of the vocabulary; NaN where there is no target."""
-    found = torch.full((len(x),), torch.nan)
+    """[layer, row], the same sums as in a tile of the vocabulary; NaN where there is no target."""
+    found = torch.full(x.shape[:2], torch.nan)
     for row, token in enumerate(targets.tolist()):
         if token >= 0:
-            one = linear(x[row : row + 1], weight[token : token + 1], dtype=torch.float32)
-            found[row] = one[0, 0]
+            found[:, row] = linear(x[:, row], weight[token : token + 1], dtype=torch.float32)[:, 0]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from gptoss_kernels.backend import Backend
 from gptoss_kernels.native.attention import attention
+from gptoss_kernels.native.lens import lens
 from gptoss_kernels.native.linear import linear
 from gptoss_kernels.native.moe import moe
 from gptoss_kernels.native.norm import rms_norm
@@ -20,4 +21,5 @@ NATIVE = Backend(
     moe=moe,
     unembed=unembed,
     route_edited=route_edited,
+    lens=lens,
 )

@@ -5,7 +5,7 @@ import torch
 
 from gptoss_kernels.native import lens as module
 from gptoss_kernels.native import library
-from gptoss_kernels.native.lens import lens
+from gptoss_kernels.native.lens import Lens
 from gptoss_kernels.native.linear import linear
 
 VOCAB = 257
@@ -22,6 +22,11 @@ def isa(request):
 def width(request, monkeypatch):
     monkeypatch.setattr(module, "WIDTH", request.param)
     monkeypatch.setattr(module, "ROWS", 3)
+
+
+def lens(x, weight, **options) -> Lens:
+    """Of one layer."""
+    return Lens(*(column[0] for column in module.lens(x[None], weight, **options)))
 
 
 def draw(rows=7, d_model=64, seed=0):

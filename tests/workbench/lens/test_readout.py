@@ -5,21 +5,27 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gptoss_kernels import lens as plain
+from gptoss_kernels.backend import available
 from gptoss_workbench.lens import logit_lens, readout
 
 ODD = 257
 FULL = 201_088
 
 
-@pytest.fixture
-def odd(make_model, monkeypatch):
+@pytest.fixture(params=available("cpu"))
+def odd(request, make_model, monkeypatch):
     """A vocabulary of 257 walked in tiles of 50, a few rows at a time."""
-    import sys
+    modules = [plain]
+    if request.param == "native":
+        from gptoss_kernels.native import lens as native
 
-    module = sys.modules["gptoss_workbench.lens.readout"]
-    monkeypatch.setattr(module, "WIDTH", 50)
-    monkeypatch.setattr(module, "LOGITS", 50 * 2 * 3)
-    return make_model(vocab_size=ODD)
+        modules.append(native)
+        monkeypatch.setattr(native, "ROWS", 6)
+    for module in modules:
+        monkeypatch.setattr(module, "WIDTH", 50)
+    monkeypatch.setattr(plain, "LOGITS", 50 * 2 * 3)
+    return make_model(backend=request.param, vocab_size=ODD)
 
 
 def states(rows=7, d_model=64, layers=2):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import gptoss_workbench as wb
+from gptoss_kernels import lens as kernel
 from gptoss_workbench.lens import TunedLens, logit_lens, train_tuned_lens
 from gptoss_workbench.lens.kl_loss import kl_to_final
 from gptoss_workbench.nano.data import sample
@@ -69,7 +70,7 @@ def test_an_untrained_lens_is_the_logit_lens(tiny, tokens):
 
 
 def test_the_tiled_loss_has_the_loss_and_gradient_of_the_whole_one(make_model, monkeypatch):
-    monkeypatch.setattr(sys.modules["gptoss_workbench.lens.readout"], "WIDTH", 50)
+    monkeypatch.setattr(kernel, "WIDTH", 50)
     model = make_model(vocab_size=257)
     dice = torch.Generator().manual_seed(0)
     x = torch.randn(2, 5, 64, generator=dice, requires_grad=True)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gptoss_workbench.lens.readout import RunningSum, vocabulary_tiles
+from gptoss_kernels.lens import RunningSum, tiles
 
 
 def kl_to_final(
@@ -52,6 +52,6 @@ class _TiledKL(torch.autograd.Function):
 def _logits(model: Any, x: Tensor, final: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Of every tile: logits of x, logits of final, and the tile's weight in float32."""
     wide, ends = x.float(), final.float()
-    for _, tile in vocabulary_tiles(model):
+    for _, tile in tiles(model.unembed.weight):
         weight = tile.float()
         yield wide @ weight.mT, ends @ weight.mT, weight
