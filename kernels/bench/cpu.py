@@ -8,7 +8,6 @@ the median of the ratios within a round. `--rival` adds transformers, its expert
 The table is printed and stored under results/, one CSV per machine.
 """
 
-import csv
 import gc
 import resource
 import statistics
@@ -19,9 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import machine
 import torch
 import typer
-from observing import RESULTS, is_common, processor
+from observing import is_common
 
 import gptoss_workbench as wb
 from gptoss_workbench.checkpoint import hf_layout
@@ -261,16 +261,10 @@ def anonymous() -> int:
 
 
 def store(rows: list[Figure], layers: int) -> None:
-    """One CSV per machine."""
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"cpu-{processor().replace(' ', '_')}.csv"
-    with file.open("w", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow([*Figure._fields, "layers", "torch"])
-        for row in rows:
-            plain = [f"{value:.4g}" if isinstance(value, float) else value for value in row]
-            writer.writerow([*plain, layers, torch.__version__])
-    print(f"stored in results/{file.name}")
+    plain = ([f"{x:.4g}" if isinstance(x, float) else x for x in row] for row in rows)
+    columns = [*Figure._fields, "layers", "torch"]
+    path = machine.store("cpu", columns, ([*row, layers, torch.__version__] for row in plain))
+    print(f"stored in results/{path.name}")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ reported. Transformers' own class (experts dequantised, eager attention) runs in
 The table is printed and stored under results/, one CSV per machine.
 """
 
-import csv
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import machine
 import torch
 import typer
 
@@ -22,7 +20,6 @@ from gptoss_workbench.checkpoint.synthetic import random_tensors
 from gptoss_workbench.config import GPT_OSS_20B, Config, alternating_layers
 from gptoss_workbench.model import GptOss
 
-RESULTS = Path(__file__).parent / "results"
 ROUTING = ("hook_router_logits", "hook_expert_indices", "hook_expert_weights")
 
 
@@ -119,26 +116,11 @@ def table(seconds: dict[str, list[float]], tokens: int) -> list[tuple[str, str, 
 
 
 def store(rows: list, config: Config, tokens: int, threads: int, repeats: int) -> None:
-    """One CSV per machine and backend."""
-    RESULTS.mkdir(exist_ok=True)
-    machine = f"{platform.system()}-{platform.machine()}-{processor()}".replace(" ", "_")
     shape = f"{config.num_hidden_layers}x{config.hidden_size}x{config.num_local_experts}"
-    with (RESULTS / f"observing-{machine}.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["variant", "tokens_per_second", "time_ratio", "shape", "tokens"])
-        writer.writerows([*row, shape, tokens] for row in rows)
+    columns = ["variant", "tokens_per_second", "time_ratio", "shape", "tokens"]
+    machine.store("observing", columns, ([*row, shape, tokens] for row in rows))
     print(f"{shape} (layers x hidden x experts), {tokens} tokens, {threads} thread(s),")
-    print(f"{repeats} interleaved rounds, float32, torch {torch.__version__}, {machine}")
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
+    print(f"{repeats} interleaved rounds, float32, torch {torch.__version__}, {machine.machine()}")
 
 
 if __name__ == "__main__":

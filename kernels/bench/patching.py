@@ -7,13 +7,11 @@ interleaved, and the median of the per-round ratios is reported, with the larges
 their results. The plain loop unembeds the last position only. Stored under results/.
 """
 
-import csv
-import platform
 import statistics
 import time
-from pathlib import Path
 from random import Random
 
+import machine
 import numpy as np
 import torch
 import typer
@@ -24,7 +22,6 @@ from gptoss_workbench.nano import sample
 from gptoss_workbench.patching import SITES, activation_patching, logit_difference
 from gptoss_workbench.patching.nodes import ALL, Cells, sources
 
-RESULTS = Path(__file__).parent / "results"
 SWEEPS = {
     "resid_pre, layer x position": {"sites": "resid_pre"},
     "attn_out, layer x position": {"sites": "attn_out"},
@@ -99,26 +96,10 @@ def loop(
 
 
 def store(rows: list, tokens: int, repeats: int) -> None:
-    """One CSV per machine."""
-    RESULTS.mkdir(exist_ok=True)
-    machine = f"{platform.system()}-{platform.machine()}-{processor()}".replace(" ", "_")
-    with (RESULTS / f"patching-{machine}.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = ["cells", "plain_loop_s", "sweep_s", "speed_up", "difference_in_logit_std"]
-        writer.writerow(["sweep", *names, "tokens"])
-        writer.writerows([*row, tokens] for row in rows)
+    names = ["cells", "plain_loop_s", "sweep_s", "speed_up", "difference_in_logit_std"]
+    machine.store("patching", ["sweep", *names, "tokens"], ([*row, tokens] for row in rows))
     print(f"gpt-oss-nano, {tokens} tokens, {repeats} interleaved rounds (process time, medians),")
-    print(f"one thread, float32, torch {torch.__version__}, {machine}")
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
+    print(f"one thread, float32, torch {torch.__version__}, {machine.machine()}")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ writing shards. Rounds are interleaved, each with its own part of the texts; med
 printed and stored under results/, one CSV per machine.
 """
 
-import csv
 import statistics
 import time
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import machine
 import torch
 import typer
-from observing import RESULTS, processor
 
 import gptoss_workbench
 from gptoss_workbench.nano import data
@@ -103,18 +102,11 @@ def table(rounds: list[Round]) -> list[tuple[str, str, str]]:
 
 
 def store(rows: list, tokens: int, rounds: int, threads: int, model) -> None:
-    """One CSV per machine."""
-    import platform
-
-    RESULTS.mkdir(exist_ok=True)
-    machine = f"{platform.system()}-{platform.machine()}-{processor()}".replace(" ", "_")
-    with (RESULTS / f"routing-corpus-{machine}.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["variant", "tokens_per_second", "share_of_residual_only", "tokens"])
-        writer.writerows([*row, tokens] for row in rows)
+    columns = ["variant", "tokens_per_second", "share_of_residual_only", "tokens"]
+    machine.store("routing-corpus", columns, ([*row, tokens] for row in rows))
     print(f"{model.name}, {tokens:,} tokens, batches of {BATCH}, {rounds} interleaved rounds,")
     print(f"{threads} thread(s), {model.cfg.dtype}, {model.backend}, torch {torch.__version__},")
-    print(machine)
+    print(machine.machine())
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ head: the arrow key, pressed every half second. A switch lasts from the browser'
 frame with the new matrix is made. Medians, printed and stored under results/.
 """
 
-import csv
-import platform
 import random
 import shutil
 import statistics
@@ -18,10 +16,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import machine
 import typer
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).parent / "results"
 TARGETS = {"first paint": 1500, "far head": 50, "next head": 50}
 """Milliseconds."""
 STEPS, PAUSE = 4, 500
@@ -87,8 +85,9 @@ def main(repeats: int = 10, heads: int = 64, tokens: int = 512) -> None:
     for name, median, target in rows:
         count = len(measured[name])
         print(f"{name:<12} {median:>6} ms, median of {count} (target {target} ms)")
-    print(f"{heads} heads x {tokens} tokens, {platform.system()} {platform.machine()}, Chromium")
-    store(rows, f"{heads}x{tokens}")
+    print(f"{heads} heads x {tokens} tokens, {machine.machine()}, Chromium")
+    columns, shape = ["what", "median_ms", "target_ms", "shape"], f"{heads}x{tokens}"
+    machine.store("views", columns, ([*row, shape] for row in rows))
 
 
 def harness():
@@ -141,16 +140,6 @@ def press(page, head: int) -> float:
     page.evaluate(WATCH, head)
     page.keyboard.press("ArrowRight")
     return page.evaluate("window.drawn")
-
-
-def store(rows: list, shape: str) -> None:
-    """One CSV for each kind of machine."""
-    RESULTS.mkdir(exist_ok=True)
-    machine = f"{platform.system()}-{platform.machine()}"
-    with (RESULTS / f"views-{machine}.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["what", "median_ms", "target_ms", "shape"])
-        writer.writerows([*row, shape] for row in rows)
 
 
 if __name__ == "__main__":
