@@ -28,6 +28,13 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line(f"native kernels were not tested: {MISSING}")
 
 
+@pytest.fixture(params=() if MISSING else library.isas())
+def isa(request):
+    """Each instruction set that this build has and this CPU runs, forced in turn."""
+    with library.using(request.param):
+        yield request.param
+
+
 class Recording(NamedTuple):
     """Kernel calls of the parity tests, and what they left behind on the portable lanes."""
 

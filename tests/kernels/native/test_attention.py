@@ -5,7 +5,7 @@ import torch
 
 from gptoss_kernels.attention import AttentionTap
 from gptoss_kernels.attention import attention as reference
-from gptoss_kernels.native import attention_call, attention_gradient, library
+from gptoss_kernels.native import attention_call, attention_gradient
 from gptoss_kernels.native.attention import attention
 
 PAD = -1
@@ -19,12 +19,6 @@ SHAPES = [  # tokens, kv heads, heads a group, d_head
     (5, 1, 8, 64),
     (9, 1, 50, 7),
 ]
-
-
-@pytest.fixture(params=library.isas())
-def isa(request):
-    with library.using(request.param):
-        yield request.param
 
 
 def draw(tokens, kv_heads, group, d_head, *, batch=2, keys=None, seed=0, dtype=torch.float32):

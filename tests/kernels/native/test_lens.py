@@ -4,18 +4,11 @@ import pytest
 import torch
 
 from gptoss_kernels.native import lens as module
-from gptoss_kernels.native import library
 from gptoss_kernels.native.lens import Lens
 from gptoss_kernels.native.linear import linear
 
 VOCAB = 257
 TARGETS = torch.tensor([0, 49, 50, 256, -1, 120, 7])
-
-
-@pytest.fixture(params=library.isas())
-def isa(request):
-    with library.using(request.param):
-        yield request.param
 
 
 @pytest.fixture(params=[50, 4096])

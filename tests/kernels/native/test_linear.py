@@ -8,7 +8,6 @@ import torch
 from torch.autograd import forward_ad
 
 from gptoss_kernels.mxfp4 import pack, unpack
-from gptoss_kernels.native import library
 from gptoss_kernels.native.linear import linear, packed_linear
 
 INNER, OUTER, ROWS = (32, 96, 2880), (1, 13, 50), (1, 2, 3, 7, 130)
@@ -17,12 +16,6 @@ EXACT = 2e-6
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 """Of torch.library.opcheck: all but a compilation."""
-
-
-@pytest.fixture(params=library.isas())
-def isa(request):
-    with library.using(request.param):
-        yield request.param
 
 
 def draw(*shape, seed=0):

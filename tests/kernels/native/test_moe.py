@@ -6,7 +6,6 @@ import torch
 from gptoss_kernels.moe import Experts, ExpertTap
 from gptoss_kernels.moe import moe as reference
 from gptoss_kernels.mxfp4 import unpack
-from gptoss_kernels.native import library
 from gptoss_kernels.native.moe import moe
 from gptoss_kernels.route import route
 
@@ -14,12 +13,6 @@ EXPERTS, K, D_MODEL, D_FF = 7, 3, 96, 160
 NAMES = ExpertTap._fields
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 """Of torch.library.opcheck: all but a compilation."""
-
-
-@pytest.fixture(params=library.isas())
-def isa(request):
-    with library.using(request.param):
-        yield request.param
 
 
 def draw(*shape, seed=0):

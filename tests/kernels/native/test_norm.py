@@ -11,12 +11,6 @@ from gptoss_kernels.rms_norm import rms_norm as reference
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-@pytest.fixture(params=library.isas())
-def isa(request):
-    with library.using(request.param):
-        yield request.param
-
-
 def draw(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 

@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from gptoss_kernels import rope as reference
-from gptoss_kernels.native import library
 from gptoss_kernels.native.rope import rotate
-
-
-@pytest.fixture(params=library.isas())
-def isa(request):
-    with library.using(request.param):
-        yield request.param
 
 
 def draw(tokens, heads, d_head, dtype=torch.float32):

@@ -8,12 +8,6 @@ from gptoss_kernels.native import library
 from gptoss_kernels.native.route import choose, weigh
 
 
-@pytest.fixture(params=library.isas())
-def isa(request):
-    with library.using(request.param):
-        yield request.param
-
-
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
