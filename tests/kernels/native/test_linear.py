@@ -253,6 +253,7 @@ def test_nothing_is_read_beyond_the_end(isa, fenced, inner):
             linear(x, weight, bias).sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_forward_mode_tangents_are_refused_rather_than_dropped():
     x, weight = torch.randn(2, 8), torch.randn(5, 8)
     with forward_ad.dual_level():
