@@ -59,8 +59,8 @@ def test_attention_sends_the_head_shown_and_answers_for_the_others(long_trace, s
     assert json.loads(live.header)["heads"] == list(range(8))
     assert json.loads(live.header)["sent"] == [2] and arrays(live)["weights"].size == half
     assert len(live.payload) < half + 46 * 46 + n + 64
-    (content, weights), pattern = asked(live, sent, head=6, weights=True), head_of(long_trace, 6)
-    assert content["answer"] == {"head": 6, "weights": True} and content["part"]["sent"] == [6]
+    (content, weights), pattern = asked(live, sent, heads=[6], weights=True), head_of(long_trace, 6)
+    assert content["answer"] == {"heads": [6], "weights": True} and content["part"]["sent"] == [6]
     expected = packing.quantise(pattern[np.tri(n, dtype=bool)], root=True)
     assert (weights["weights"] == expected).all()
 
@@ -69,11 +69,20 @@ def test_a_face_comes_with_the_weights_or_alone(long_trace, sent):
     whole = views.attention(long_trace, layer=3, head=5, heads=[5])
     live = views.attention(long_trace, layer=3, head=2).live()
     for weights in (True, False):
-        content, got = asked(live, sent, head=5, weights=weights)
+        content, got = asked(live, sent, heads=[5], weights=weights)
         assert content["part"]["known"] == [5] and bool(got["weights"].size) == weights
         assert (got["lead"] == whole.buffers["lead"]).all()
         assert (got["thumbs"] == whole.buffers["thumbs"]).all()
         assert content["part"]["entropy"] == whole.header["entropy"]
+
+
+def test_several_heads_come_as_they_would_alone(long_trace, sent):
+    live = views.attention(long_trace, layer=3, head=2).live()
+    content, got = asked(live, sent, heads=[5, 0, 7], weights=True)
+    assert content["part"]["known"] == content["part"]["sent"] == [5, 0, 7]
+    alone = [asked(live, sent, heads=[head], weights=True)[1] for head in (5, 0, 7)]
+    for name, axis in {"weights": 0, "lead": 1, "thumbs": 0}.items():
+        assert (got[name] == np.concatenate([each[name] for each in alone], axis)).all()
 
 
 def test_each_head_is_measured_once(long_trace, sent, monkeypatch):
@@ -85,7 +94,7 @@ def test_each_head_is_measured_once(long_trace, sent, monkeypatch):
     )
     live = views.attention(long_trace, layer=3, heads=[2, 6], head=2).live()
     for head in (6, 2, 6):
-        asked(live, sent, head=head, weights=True)
+        asked(live, sent, heads=[head], weights=True)
     assert sorted(measured) == [2, 6]
 
 

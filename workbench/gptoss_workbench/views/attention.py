@@ -147,13 +147,13 @@ def _carry(pattern: Pattern, faces: Faces, known: list[int], sent: list[int]) ->
 def _demand(
     pattern: Pattern, faces: Faces, offered: list[int], header, state: Mapping[str, Any]
 ) -> Demand:
-    """All heads on offer, only the one shown carried; the page asks for the others one by one."""
+    """All heads on offer, only the one shown carried; the page asks for the others."""
 
     def answer(ask: Mapping[str, Any]) -> Part:
-        head = [int(ask["head"])]
-        return _carry(pattern, faces, head, head if ask["weights"] else [])
+        heads = [int(head) for head in ask["heads"]]
+        return _carry(pattern, faces, heads, heads if ask["weights"] else [])
 
-    shown = answer({"head": state["head"], "weights": True})
+    shown = answer({"heads": [state["head"]], "weights": True})
     return Demand(Part({**header(offered, state), **shown.header}, shown.buffers), answer)
 
 

@@ -1,7 +1,7 @@
 // The heads that are here. A live view has one at first and asks for the others: the chosen one at
-// once, the rest in idle time, nearest first, one at a time so that a choice never stands in a queue.
+// once, the rest in idle time, nearest first, in small batches so that a choice never waits for long.
 
-const KEPT = 6e7, AHEAD = 1.6e7; // bytes of weights kept, and of weights fetched before they are wanted
+const KEPT = 6e7, AHEAD = 1.6e7, BATCH = 1e6; // bytes of weights kept, fetched before they are wanted, fetched at once
 
 const CALM = 250; // milliseconds after a choice (and at first) in which nothing else is fetched
 
@@ -21,6 +21,7 @@ function faceOf(part, i, n) {
 /** `came(head, first)` is called for each head that comes later; first: its face was not known. */
 function headStore(header, arrays, ask, came) {
   const n = header.tokens.id.length, half = (n * (n + 1)) / 2, reach = Math.floor(AHEAD / half);
+  const most = Math.max(1, Math.floor(BATCH / half));
   const faces = new Map(), held = new Map();
   let order = header.heads, near = header.state.head, busy = false, closed = !ask, calm = performance.now() + CALM;
 
@@ -38,18 +39,20 @@ function headStore(header, arrays, ask, came) {
     part.sent.forEach((head, i) => keep(head, part.arrays.weights.subarray(i * half, (i + 1) * half)));
   }
 
-  const bring = (head, weights) => ask({ head, weights }).then((part) => {
-    const first = !faces.has(head);
+  const bring = (heads, weights) => ask({ heads, weights }).then((part) => {
+    const first = heads.filter((head) => !faces.has(head));
     take(part);
-    if (!closed) came(head, first);
+    if (!closed) heads.forEach((head) => came(head, first.includes(head)));
   });
 
-  /** The nearest head that lacks its face or, where it is near enough, its weights. */
+  /** The nearest heads that lack their face or, where they are near enough, their weights. */
   function next() {
     const from = order.indexOf(near), far = (head) => Math.abs(order.indexOf(head) - from);
-    const lacks = (head) => !faces.has(head) || (far(head) < reach && !held.has(head));
-    const head = order.filter(lacks).sort((a, b) => far(a) - far(b))[0];
-    return closed || head === undefined ? null : { head, weights: far(head) < reach && !held.has(head) };
+    const unread = (head) => far(head) < reach && !held.has(head);
+    const wanted = order.filter((head) => !faces.has(head) || unread(head)).sort((a, b) => far(a) - far(b));
+    if (closed || !wanted.length) return null;
+    const weights = unread(wanted[0]);
+    return { heads: wanted.filter((head) => unread(head) === weights).slice(0, most), weights };
   }
 
   function more() {
@@ -61,7 +64,7 @@ function headStore(header, arrays, ask, came) {
       if (!wanted) return;
       if (performance.now() < calm) { more(); return; }
       busy = true;
-      bring(wanted.head, wanted.weights).then(() => { busy = false; more(); });
+      bring(wanted.heads, wanted.weights).then(() => { busy = false; more(); });
     }), Math.max(0, calm - performance.now()));
   }
 
@@ -72,7 +75,7 @@ function headStore(header, arrays, ask, came) {
     known: () => faces.size,
     /** The weights of a head that is here; it is then the last to be dropped. */
     weights: (head) => { keep(head, held.get(head)); return held.get(head); },
-    want: (head) => { [near, calm] = [head, performance.now() + CALM]; if (!held.has(head)) bring(head, true); more(); },
+    want: (head) => { [near, calm] = [head, performance.now() + CALM]; if (!held.has(head)) bring([head], true); more(); },
     /** Fetches this head and those beside it next; `beside`: the heads in the order shown. */
     toward: (head, beside = order) => { near = head; order = beside; more(); },
     close: () => { closed = true; },

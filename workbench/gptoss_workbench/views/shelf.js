@@ -8,12 +8,13 @@ const SORTS = [
 
 const MANY = 24; // heads from which the pictures are smaller and scroll, so that the map stays in sight
 
-function drawThumb(canvas, values) {
-  const side = Math.sqrt(values.length);
-  [canvas.width, canvas.height] = [side, side];
-  const ink = canvas.getContext("2d"), image = ink.createImageData(side, side), pixels = new Uint32Array(image.data.buffer);
+/** A small picture as an image: each canvas would be a layer of its own, and every frame weighs them all. */
+function drawThumb(image, values) {
+  const side = Math.sqrt(values.length), canvas = make("canvas", { width: side, height: side });
+  const ink = canvas.getContext("2d"), cells = ink.createImageData(side, side), pixels = new Uint32Array(cells.data.buffer);
   values.forEach((v, i) => { if (v > 0) pixels[i] = RAMP.words[v]; });
-  ink.putImageData(image, 0, 0);
+  ink.putImageData(cells, 0, 0);
+  image.src = canvas.toDataURL();
 }
 
 /** face(head): what is known of a head, or nothing yet; pick(head): it is chosen, point(head): it may be next. */
@@ -23,7 +24,7 @@ function shelf(heads, note, { face, pick, point }) {
   let order = [], pressed = null;
 
   function button(head) {
-    const made = make("button", { type: "button", class: "thumb", tabindex: -1 }, make("canvas", { width: 1, height: 1 }), make("span", {}));
+    const made = make("button", { type: "button", class: "thumb", tabindex: -1 }, make("img", { alt: "" }), make("span", {}));
     made.onclick = () => pick(head);
     made.onpointerenter = () => point(head);
     return made;
@@ -36,7 +37,7 @@ function shelf(heads, note, { face, pick, point }) {
     label.replaceChildren(`${head} `, make("small", {}, value));
     buttons.get(head).title = told;
     buttons.get(head).setAttribute("aria-label", told);
-    if (known && picture.width === 1) drawThumb(picture, known.thumb);
+    if (known && !picture.src) drawThumb(picture, known.thumb);
   }
 
   /** Heads by what they are sorted by; by number as long as some are not measured. */
