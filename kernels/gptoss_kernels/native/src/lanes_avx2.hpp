@@ -12,6 +12,7 @@ struct Powers {
 
 struct Lanes {
   static constexpr int W = 8;
+  static constexpr bool PAIRS = false;
   using f = __m256;
   using mask = __m256;
 

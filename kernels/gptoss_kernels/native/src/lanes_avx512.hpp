@@ -2,6 +2,7 @@
 
 struct Lanes {
   static constexpr int W = 16;
+  static constexpr bool PAIRS = false;
   using f = __m512;
   using mask = __mmask16;
 

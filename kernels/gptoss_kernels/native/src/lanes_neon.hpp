@@ -2,6 +2,7 @@
 
 struct Lanes {
   static constexpr int W = 4;
+  static constexpr bool PAIRS = false;
   using f = float32x4_t;
   using mask = uint32x4_t;
 

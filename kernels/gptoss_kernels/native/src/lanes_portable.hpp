@@ -1,6 +1,7 @@
 // The lanes concept, and its meaning in plain C++ for any CPU.
 //
 //   W                          floats in a vector f
+//   PAIRS                      has products of bfloat16 pairs, see lanes_avx512_bf16.hpp
 //   fma(a, b, c)               a·b + c, rounded once where the CPU can (here twice)
 //   hsum                       sum of the lanes in a fixed tree
 //   min(a, b), max(a, b)       b when either is NaN, as SSE does
@@ -16,6 +17,7 @@
 
 struct Lanes {
   static constexpr int W = 8;
+  static constexpr bool PAIRS = false;
   struct f {
     float v[W];
   };

@@ -192,20 +192,27 @@ __attribute__((noinline)) void gemm(const F& weight, int64_t row, int n, const f
     }
 }
 
+// out[i][j] for m <= PANEL rows of x and n <= BLOCK weight rows; out rows BLOCK apart.
+template <class F>
+inline void panel(const F& weight, int64_t row, int n, const float* const x[], int m, float* out) {
+  if (m == 1) gemv(weight, row, n, x[0], out);
+  for (int j = 0; m > 1 && j < n; j += GROUP)
+    gemm(weight, row + j, n - j < GROUP ? n - j : GROUP, x, m, out + j);
+}
+
 // n <= BLOCK weight rows against rows [first, last) of a packed x, in their order or that of
 // `index`. sink(r, values) gets the n results of row r.
 template <class F, class Sink>
 inline void project(const F& weight, int64_t row, int n, const float* x, const int64_t* index,
                     int64_t first, int64_t last, const Sink& sink) {
-  int64_t stride = chunks(weight) * F::CHUNK;
+  int64_t stride = row_floats(weight);
   float out[PANEL * BLOCK];
   const float* at[PANEL];
   for (int64_t r = first; r < last; r += PANEL) {
     int m = int(last - r < PANEL ? last - r : PANEL);
     for (int i = 0; i < m; ++i) at[i] = x + (index ? index[r + i] : r + i) * stride;
-    if (m == 1) gemv(weight, row, n, at[0], out);
-    for (int j = 0; m > 1 && j < n; j += GROUP)
-      gemm(weight, row + j, n - j < GROUP ? n - j : GROUP, at, m, out + j);
+    if constexpr (F::PAIRS) panel_of_either(weight, row, n, at, m, out);
+    else panel(weight, row, n, at, m, out);
     for (int i = 0; i < m; ++i) sink(r + i, out + i * BLOCK);
   }
 }
@@ -230,7 +237,7 @@ inline int job_rows(int64_t rows, int64_t outer) {
 template <class F>
 inline int32_t linear_rows(const F& weight, const void* x, int32_t x_dtype, int64_t rows,
                            int64_t outer, Bias bias, void* out, int32_t out_dtype) {
-  int64_t stride = chunks(weight) * F::CHUNK, most = rows < SLAB ? rows : SLAB;
+  int64_t stride = row_floats(weight), most = rows < SLAB ? rows : SLAB;
   float* packed = static_cast<float*>(gw::scratch(size_t(most * stride) * sizeof(float)));
   if (!packed) return 1;
   for (int64_t first = 0; first < rows; first += SLAB) {

@@ -52,7 +52,7 @@ struct Experts {
 template <class Sink>
 inline int32_t through_experts(const Experts& e, const void* x, int32_t x_dtype, int64_t rows,
                                int64_t share, const int64_t* indices, const Sink& sink) {
-  int64_t inner = e.weights.inner, stride = chunks(e.weights) * Mxfp4::CHUNK;
+  int64_t inner = e.weights.inner, stride = row_floats(e.weights);
   int64_t most = ROWS_AT_ONCE / share * share;
   most = rows < most ? rows : most;
   Sorted s;

@@ -7,13 +7,14 @@
 //   load(row, c, w)       chunk c as V vectors of fp32, for MXFP4 not yet scaled
 //   tail(row, c, n, w)    the last chunk, of which only n elements are there, the rest zero
 //   scale(row, c)         MXFP4 only: the factor of each lane; scale_tail for the last chunk
+//   PAIRS                 rows of x may be packed as bfloat16, see pairs.hpp
 
 using f = Lanes::f;
 constexpr int W = Lanes::W;
 
 struct Fp32 {
   static constexpr int V = 2, CHUNK = V * W, BYTES = 4 * CHUNK;
-  static constexpr bool SCALED = false;
+  static constexpr bool SCALED = false, PAIRS = false;
   using Row = const uint8_t*;
   const uint8_t* data;
   int64_t inner;
@@ -34,7 +35,7 @@ struct Fp32 {
 
 struct Bf16 {
   static constexpr int V = 2, CHUNK = V * W, BYTES = 2 * CHUNK;
-  static constexpr bool SCALED = false;
+  static constexpr bool SCALED = false, PAIRS = Lanes::PAIRS;
   using Row = const uint8_t*;
   const uint8_t* data;
   int64_t inner;
@@ -55,7 +56,7 @@ struct Bf16 {
 
 struct Mxfp4 {
   static constexpr int V = 8, CHUNK = V * W, BYTES = CHUNK / 2, BLOCKS = CHUNK / 32;
-  static constexpr bool SCALED = true;
+  static constexpr bool SCALED = true, PAIRS = Lanes::PAIRS;
   struct Row {
     const uint8_t *data, *factors;
   };
@@ -90,6 +91,12 @@ struct Mxfp4 {
 template <class F>
 inline int64_t chunks(const F& w) {
   return (w.inner + F::CHUNK - 1) / F::CHUNK;
+}
+
+// From one packed row of x to the next.
+template <class F>
+inline int64_t row_floats(const F& w) {
+  return chunks(w) * F::CHUNK + (F::PAIRS ? W : 0);
 }
 
 // Any chunk of a row and its factors, which only MXFP4 has.
@@ -182,9 +189,12 @@ inline void pack(const F& w, const void* x, int32_t dtype, float* out) {
 template <class F>
 inline void pack_rows(const F& w, const void* x, int32_t dtype, int64_t rows, float* out) {
   constexpr int64_t STEP = 8;
-  int64_t stride = chunks(w) * F::CHUNK;
   parallel((rows + STEP - 1) / STEP, [&](int64_t i, int) {
-    for (int64_t r = i * STEP; r < rows && r < (i + 1) * STEP; ++r)
-      pack(w, offset(x, dtype, r * w.inner), dtype, out + r * stride);
+    for (int64_t r = i * STEP; r < rows && r < (i + 1) * STEP; ++r) {
+      const void* from = offset(x, dtype, r * w.inner);
+      float* to = out + r * row_floats(w);
+      if constexpr (F::PAIRS) pack_either(w, from, dtype, to);
+      else pack(w, from, dtype, to);
+    }
   });
 }
