@@ -24,6 +24,16 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
+def instructions() -> str:
+    """The processor's instruction sets, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line.split(":", 1)[1].strip()
+    return ""
+
+
 def store(name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     """Write results/<name>-<machine>.csv."""
     RESULTS.mkdir(exist_ok=True)
