@@ -14,6 +14,17 @@ from gptoss_kernels.native import build
 ROOT = Path(__file__).parents[3]
 
 
+def compiler_missing() -> bool:
+    try:
+        build.compiler()
+    except build.BuildError:
+        return True
+    return False
+
+
+compiles = pytest.mark.skipif(compiler_missing(), reason="no C++ compiler; see `gptoss doctor`")
+
+
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Sources of a library that compiles in a moment."""
@@ -29,6 +40,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path / "_native.so"
 
 
+@compiles
 def test_a_build_carries_the_digest_of_its_sources(small):
     before = build.digest()
     library = ctypes.CDLL(str(build.build(small)))
@@ -38,6 +50,7 @@ def test_a_build_carries_the_digest_of_its_sources(small):
     assert build.digest() != before
 
 
+@compiles
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is an x86 instruction set")
 def test_an_instruction_set_is_built_once_it_has_a_source(small):
     assert not hasattr(ctypes.CDLL(str(build.build(small))), "gw_wide")
@@ -47,6 +60,7 @@ def test_an_instruction_set_is_built_once_it_has_a_source(small):
     assert hasattr(ctypes.CDLL(str(build.build(small.with_name("two.so")))), "gw_wide")
 
 
+@compiles
 def test_a_failed_build_leaves_the_old_library(small):
     build.build(small)
     old = small.read_bytes()
