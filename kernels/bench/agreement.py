@@ -1,7 +1,9 @@
 """Whether llama.cpp runs the same model: logits of one prompt on both sides.
 
 It rounds activations to 8 bits before each expert product and rounds YaRN's range outwards, so its
-logits are near ours, not equal; a tensor in the wrong place leaves a cosine near 0.
+logits are near ours, not equal: a median cosine of 0.99995 on six layers. The synthetic residual
+stream is mostly the embedding, so a wrong conversion is near, too: on two layers gate and up
+swapped leave 0.9973, values in our order instead of ggml's 0.9947, sinks without effect 0.972.
 """
 
 from pathlib import Path
@@ -12,8 +14,8 @@ import numpy as np
 from child import Child
 
 TOKENS = 32
-COSINE = 0.98
-"""Of the logits at the median position: what 8-bit activations leave of it, with some room."""
+COSINE = 0.9995
+"""Least cosine at the median position: ten times the distance that 8-bit activations leave."""
 
 
 class Agreement(NamedTuple):
