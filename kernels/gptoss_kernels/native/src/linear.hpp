@@ -3,12 +3,13 @@
 // Every element: for each chunk of its weight row, in order,
 //   MXFP4      p = w0 x0; p += wv xv for the other 7 vectors; acc += p · scale
 //   others     acc += wv xv for each vector
-// in every lane, then the tree of `hsum`. One row (GEMV) decodes into registers; many (GEMM) decode
-// a few weight rows into L1 and run tiles of registers over them. Both do the same arithmetic.
+// in every lane, then the tree of `hsum`. A few rows (GEMV) decode into registers; many (GEMM) decode
+// some weight rows into L1 and run tiles of registers over them. Both do the same arithmetic.
 
 constexpr int GROUP = 12;    // weight rows decoded together
 constexpr int DEPTH = 256;   // elements of each
 constexpr int TILE_X = 4, TILE_W = 3;
+constexpr int FEW = 8;       // x rows for which weights are not decoded into memory
 constexpr int PANEL = 64;    // x rows that pass over a decoded group
 constexpr int BLOCK = 48;    // weight rows a thread takes at a time
 constexpr int64_t SLAB = 1024;  // x rows packed at a time
@@ -23,32 +24,33 @@ inline f products(const f w[], const float* x, int n, bool first, f sum) {
   return sum;
 }
 
-// acc[r] += chunk c of R weight rows times x, whose vectors are loaded once for all of them.
-template <class F, int R>
-inline void step(const typename F::Row row[], int64_t c, const float* x, f acc[]) {
-  if constexpr (F::SCALED) {
-    f w[R][4], p[R];
+// acc[r][i] += chunk c of R weight rows times M rows of x; R and M are small enough for registers.
+template <class F, int R, int M>
+inline void step(const typename F::Row row[], int64_t c, const float* const x[], f acc[][M]) {
+  constexpr int HALF = F::SCALED ? 4 : F::V;
+  f w[R][HALF], p[R][M];
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
+  for (int at = 0; at < F::V; at += HALF) {
 #pragma GCC unroll 2
-      for (int r = 0; r < R; ++r)
-        half ? Lanes::mxfp4_high(F::at(row[r], c), w[r]) : Lanes::mxfp4_low(F::at(row[r], c), w[r]);
+    for (int r = 0; r < R; ++r) F::load_part(row[r], c, at, w[r]);
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        f a = Lanes::load(x + (4 * half + v) * W);
+    for (int v = 0; v < HALF; ++v)
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) {
+        f a = Lanes::load(x[i] + c * F::CHUNK + (at + v) * W);
 #pragma GCC unroll 2
-        for (int r = 0; r < R; ++r)
-          p[r] = half + v == 0 ? Lanes::mul(w[r][v], a) : Lanes::fma(w[r][v], a, p[r]);
+        for (int r = 0; r < R; ++r) {
+          f& sum = F::SCALED ? p[r][i] : acc[r][i];
+          sum = F::SCALED && at + v == 0 ? Lanes::mul(w[r][v], a) : Lanes::fma(w[r][v], a, sum);
+        }
       }
-    }
-#pragma GCC unroll 2
-    for (int r = 0; r < R; ++r) acc[r] = Lanes::fma(p[r], F::scale(row[r], c), acc[r]);
-  } else {
-    f w[F::V];
+  }
+  if constexpr (F::SCALED) {
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
-      F::load(row[r], c, w);
-      acc[r] = products(w, x, F::V, false, acc[r]);
+      f scale = F::scale(row[r], c);
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) acc[r][i] = Lanes::fma(p[r][i], scale, acc[r][i]);
     }
   }
 }
@@ -57,38 +59,43 @@ inline void step(const typename F::Row row[], int64_t c, const float* x, f acc[]
 template <class F>
 inline f last_step(const F& weight, int64_t row, int64_t c, const float* x, f acc) {
   f w[F::V], scale = any_chunk(weight, row, c, w);
-  f p = products(w, x, F::V, F::SCALED, acc);
+  f p = products(w, x + c * F::CHUNK, F::V, F::SCALED, acc);
   return F::SCALED ? Lanes::fma(p, scale, acc) : p;
 }
 
-// R weight rows against one row of x, straight from memory.
-template <class F, int R>
-inline void dots(const F& weight, int64_t first, const float* x, float* out) {
-  constexpr int PAIR = R > 1 ? 2 : 1;
-  f acc[R];
+// R weight rows against M rows of x, straight from memory; out[i * BLOCK + r].
+template <class F, int R, int M>
+inline void dots(const F& weight, int64_t first, const float* const rows[], float* out) {
+  constexpr int PAIR = R > 1 && M < 4 ? 2 : 1;
+  const float* x[M];
+  f acc[R][M];
   typename F::Row row[R];
-  for (int r = 0; r < R; ++r) row[r] = weight.row(first + r), acc[r] = Lanes::zero();
+  for (int i = 0; i < M; ++i) x[i] = rows[i];
+  for (int r = 0; r < R; ++r) {
+    row[r] = weight.row(first + r);
+    for (int i = 0; i < M; ++i) acc[r][i] = Lanes::zero();
+  }
   int64_t whole = weight.inner / F::CHUNK, ahead = F::at(weight.row(2 * R), 0) - weight.data;
   for (int64_t c = 0; c < whole; ++c) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) __builtin_prefetch(F::at(row[r], c) + ahead);
-#pragma GCC unroll 2
-    for (int r = 0; r < R; r += PAIR) step<F, PAIR>(row + r, c, x + c * F::CHUNK, acc + r);
-  }
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    if (weight.inner % F::CHUNK)
-      acc[r] = last_step(weight, first + r, whole, x + whole * F::CHUNK, acc[r]);
-    out[r] = Lanes::hsum(acc[r]);
+    for (int r = 0; r < R; r += PAIR) step<F, PAIR, M>(row + r, c, x, acc + r);
   }
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < M; ++i) {
+      if (weight.inner % F::CHUNK) acc[r][i] = last_step(weight, first + r, whole, x[i], acc[r][i]);
+      out[i * BLOCK + r] = Lanes::hsum(acc[r][i]);
+    }
 }
 
-template <class F>
-__attribute__((noinline)) void gemv(const F& weight, int64_t row, int n, const float* x,
+template <class F, int M>
+__attribute__((noinline)) void gemv(const F& weight, int64_t row, int n, const float* const x[],
                                     float* out) {
-  int i = 0;
-  for (; i + 4 <= n; i += 4) dots<F, 4>(weight, row + i, x, out + i);
-  for (; i < n; ++i) dots<F, 1>(weight, row + i, x, out + i);
+  constexpr int R = M == 1 ? 4 : 2;
+  int j = 0;
+  for (; j + R <= n; j += R) dots<F, R, M>(weight, row + j, x, out + j);
+  for (; j < n; ++j) dots<F, 1, M>(weight, row + j, x, out + j);
 }
 
 // Up to GROUP weight rows, DEPTH elements of each, as fp32 in the order of packed x.
@@ -192,11 +199,24 @@ __attribute__((noinline)) void gemm(const F& weight, int64_t row, int n, const f
     }
 }
 
+// The same for m <= FEW rows of x: weights come apart in registers, once for up to four rows.
+template <class F>
+inline void few(const F& weight, int64_t row, int n, const float* const x[], int m, float* out) {
+  for (int i = 0, now; i < m; i += now) {
+    now = m - i > 4 ? (m - i + 1) / 2 : m - i;
+    float* to = out + i * BLOCK;
+    if (now == 1) gemv<F, 1>(weight, row, n, x + i, to);
+    else if (now == 2) gemv<F, 2>(weight, row, n, x + i, to);
+    else if (now == 3) gemv<F, 3>(weight, row, n, x + i, to);
+    else gemv<F, 4>(weight, row, n, x + i, to);
+  }
+}
+
 // out[i][j] for m <= PANEL rows of x and n <= BLOCK weight rows; out rows BLOCK apart.
 template <class F>
 inline void panel(const F& weight, int64_t row, int n, const float* const x[], int m, float* out) {
-  if (m == 1) gemv(weight, row, n, x[0], out);
-  for (int j = 0; m > 1 && j < n; j += GROUP)
+  if (m <= FEW) return few(weight, row, n, x, m, out);
+  for (int j = 0; j < n; j += GROUP)
     gemm(weight, row + j, n - j < GROUP ? n - j : GROUP, x, m, out + j);
 }
 
@@ -211,7 +231,7 @@ inline void project(const F& weight, int64_t row, int n, const float* x, const i
   for (int64_t r = first; r < last; r += PANEL) {
     int m = int(last - r < PANEL ? last - r : PANEL);
     for (int i = 0; i < m; ++i) at[i] = x + (index ? index[r + i] : r + i) * stride;
-    if constexpr (F::PAIRS) panel_of_either(weight, row, n, at, m, out);
+    if constexpr (F::PAIRS) panel_of_either(weight, row, n, at, m, out, BLOCK);
     else panel(weight, row, n, at, m, out);
     for (int i = 0; i < m; ++i) sink(r + i, out + i * BLOCK);
   }

@@ -5,6 +5,7 @@
 //   place(v, l)           which element of the chunk is lane l of vector v
 //   row(n)                where row n begins
 //   load(row, c, w)       chunk c as V vectors of fp32, for MXFP4 not yet scaled
+//   load_part(row, c, v, w)  its vectors from v on, as many as come apart together
 //   tail(row, c, n, w)    the last chunk, of which only n elements are there, the rest zero
 //   scale(row, c)         MXFP4 only: the factor of each lane; scale_tail for the last chunk
 //   PAIRS                 rows of x may be packed as bfloat16, see pairs.hpp
@@ -23,6 +24,7 @@ struct Fp32 {
   Row row(int64_t n) const { return data + 4 * n * inner; }
   static const uint8_t* at(Row row, int64_t c) { return row + c * BYTES; }
   static void load(Row row, int64_t c, f w[V]) { widen(at(row, c), w); }
+  static void load_part(Row row, int64_t c, int, f w[V]) { load(row, c, w); }
   static void tail(Row row, int64_t c, int n, f w[V]) {
     uint8_t padded[BYTES] = {};
     memcpy(padded, at(row, c), size_t(4 * n));
@@ -44,6 +46,7 @@ struct Bf16 {
   Row row(int64_t n) const { return data + 2 * n * inner; }
   static const uint8_t* at(Row row, int64_t c) { return row + c * BYTES; }
   static void load(Row row, int64_t c, f w[V]) { widen(at(row, c), w); }
+  static void load_part(Row row, int64_t c, int, f w[V]) { load(row, c, w); }
   static void tail(Row row, int64_t c, int n, f w[V]) {
     uint8_t padded[BYTES] = {};
     memcpy(padded, at(row, c), size_t(2 * n));
@@ -68,8 +71,11 @@ struct Mxfp4 {
   Row row(int64_t n) const { return {data + n * (inner / 32) * 16, factors + n * (inner / 32)}; }
   static const uint8_t* at(Row row, int64_t c) { return row.data + c * BYTES; }
   static void load(Row row, int64_t c, f w[V]) {
-    Lanes::mxfp4_low(at(row, c), w);
-    Lanes::mxfp4_high(at(row, c), w + 4);
+    load_part(row, c, 0, w);
+    load_part(row, c, 4, w + 4);
+  }
+  static void load_part(Row row, int64_t c, int v, f w[4]) {
+    v ? Lanes::mxfp4_high(at(row, c), w) : Lanes::mxfp4_low(at(row, c), w);
   }
   static void tail(Row row, int64_t c, int n, f w[V]) {
     uint8_t padded[BYTES] = {};
