@@ -44,7 +44,7 @@ class Table:
     def lacks(self, who: str, why: Exception) -> None:
         """A rival that is not here: said, and written down."""
         print(f"{who} is not measured: {why}", flush=True)
-        self.rows.append(Row("missing", who, "", "", "", of=str(why).splitlines()[0]))
+        self.rows.append(Row("missing", who, "", "", "", of=" ".join(str(why).split())))
 
 
 def main(

@@ -55,7 +55,10 @@ def finished(command: list, wrong: str, environ: dict[str, str] | None = None) -
     """Run a command to its end; raises with its last words."""
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     if done.returncode:
-        said = "\n".join((done.stdout + done.stderr).splitlines()[-8:])
+        lines = [
+            line for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower()
+        ]
+        said = "\n".join(lines[-4:] or done.stderr.splitlines()[-4:])
         raise RivalMissing(f"{wrong}:\n{said}")
 
 
