@@ -1,6 +1,7 @@
 """Builds of the kernels that exist to be checked: emulated, cross-compiled, faulty, sanitised.
 
-emulated   AVX-512 in software: its own source, `simde/immintrin.h` in place of the system's
+emulated   AVX-512, with and without AVX512_BF16, in software: their own sources,
+           `simde/immintrin.h` in place of the system's
 neon       64-bit Arm from a cross compiler, run by qemu
 faulty     one lane wrong on purpose (`faulty.cpp`), to see that a check would notice
 """
@@ -48,14 +49,16 @@ AVX512 = Target(
     ("-mavx2", "-mfma", f"-I{HERE / 'simde'}"),
     ("-D__builtin_cpu_supports(feature)=1",),
 )
+AVX512_BF16 = AVX512._replace(isa="avx512_bf16")
+EMULATED = (AVX512, AVX512_BF16)
 NEON = Target("neon", everywhere=("-static",), compiler=CROSS, start=(EMULATOR,))
 
 
 def missing(target: Target) -> str | None:
     """What this machine lacks for a target and how to get it, or None."""
-    if target in (AVX2, AVX512) and platform.machine() != "x86_64":
+    if target in (AVX2, *EMULATED) and platform.machine() != "x86_64":
         return f"{target.isa}: its programs do not run on {platform.machine()}"
-    absent = ["simde"] if target is AVX512 and not SIMDE.exists() else []
+    absent = ["simde"] if target in EMULATED and not SIMDE.exists() else []
     tools = [*([target.compiler] if target.compiler else []), *target.start]
     absent += [tool for tool in tools if not shutil.which(tool)]
     if not absent:
@@ -152,6 +155,8 @@ def _fault(target: Target, fault: int) -> list[str]:
         "ISA": f'"{target.isa}"',
         "FAULT": str(fault),
     }
+    if target is AVX512_BF16:
+        named["BASE"] = f'"lanes_{AVX512.isa}.hpp"'
     return [f"-DGW_{name}={value}" for name, value in named.items()]
 
 

@@ -42,41 +42,52 @@ def distance(found, expected):
 
 
 KINDS = ("mxfp4", torch.bfloat16, torch.float32)
+DTYPES = (torch.float32, torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_equals_float64_whatever_the_shape(isa, kind, inner):
+def test_equals_float64_whatever_the_shape(isa, kind, inner, dtype):
     for outer in OUTER:
         product, dense = weights(kind, outer, inner)
         for rows in ROWS:
-            x = draw(rows, inner, seed=rows)
+            x = draw(rows, inner, seed=rows).to(dtype)
             assert distance(product(x), x.double() @ dense.mT) <= EXACT
 
 
-@pytest.mark.parametrize("inner", (1, 5, 31, 33, 45, 127))
-def test_dense_weights_need_no_multiple_of_anything(isa, inner):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("inner", (1, 5, 31, 33, 45, 127, 545))
+def test_dense_weights_need_no_multiple_of_anything(isa, inner, dtype):
     for kind in KINDS[1:]:
         product, dense = weights(kind, 7, inner)
-        for rows in (1, 5):
-            x = draw(rows, inner)
+        for rows in (1, 3, 5):
+            x = draw(rows, inner).to(dtype)
             assert distance(product(x), x.double() @ dense.mT) <= EXACT
 
 
+def mixed(x):
+    """The rows with two of three made of bfloat16, which some lanes multiply in another way."""
+    return x.where(torch.arange(len(x))[:, None] % 3 == 1, x.bfloat16().float())
+
+
+@pytest.mark.parametrize("rounded", (torch.Tensor.float, torch.Tensor.bfloat16, mixed))
+@pytest.mark.parametrize("inner", (320, 1056))
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_row_has_the_same_bits_alone_and_in_any_batch(isa, kind):
-    product, _ = weights(kind, 29, 320)
-    x = draw(133, 320)
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(isa, kind, inner, rounded):
+    product, _ = weights(kind, 29, inner)
+    x = rounded(draw(133, inner))
     alone = torch.cat([product(row[None]) for row in x])
     for rows in (2, 3, 4, 5, 64, 65, 133):
         assert torch.equal(product(x[:rows]), alone[:rows])
         assert torch.equal(product(x[-rows:]), alone[-rows:])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_threads_change_no_bit(isa, kind):
+def test_threads_change_no_bit(isa, kind, dtype):
     product, _ = weights(kind, 301, 96)
-    x = draw(1100, 96)
+    x = draw(1100, 96).to(dtype)
     one = product(x)
     for threads in (2, 3):
         torch.set_num_threads(threads)
@@ -97,10 +108,12 @@ def test_bfloat16_results_are_rounded_float32_results(isa):
         assert torch.equal(linear(x.float(), weight, bias), wide)
 
 
-def test_packed_weights_take_bfloat16_rows(isa):
-    packed = drawn_blocks(13, 96)
-    x = draw(4, 96).bfloat16()
-    assert torch.equal(packed_linear(x, *packed), packed_linear(x.float(), *packed))
+def test_bits_depend_on_the_values_of_a_row_not_on_its_dtype(isa):
+    for kind in KINDS:
+        product, _ = weights(kind, 13, 288)
+        for rows in (1, 4, 9):
+            x = draw(rows, 288).bfloat16()
+            assert torch.equal(product(x), product(x.float()))
 
 
 def test_bias_may_be_wide_or_missing(isa):
@@ -127,21 +140,51 @@ def test_extreme_scales_share_a_row(isa):
     dense = unpack(blocks, scales).double()
     scale = torch.tensor([2.0**80, 1.0, 2.0**-100]).repeat_interleave(32)
     for rows in (1, 9):
-        x = draw(rows, 96) * scale
-        assert distance(packed_linear(x, blocks, scales), x.double() @ dense.mT) <= EXACT
+        for x in (draw(rows, 96) * scale, (draw(rows, 96) * scale).bfloat16()):
+            assert distance(packed_linear(x, blocks, scales), x.double() @ dense.mT) <= EXACT
+
+
+@pytest.mark.parametrize("exponent", (-133, -127, -126, -118, -117))
+def test_denormals_count_under_a_large_scale(isa, exponent):
+    blocks, scales = drawn_blocks(5, 160, low=253, high=255)
+    dense = unpack(blocks & 0x33, scales).double()
+    for rows in (1, 3, 9):
+        x = (draw(rows, 160) / 1024).bfloat16().float()
+        x[-1] = (x[-1] * 2.0 ** (exponent + 10)).bfloat16()
+        x[-1, 7] = 2.0**exponent
+        found = packed_linear(x[-1:].bfloat16(), blocks & 0x33, scales)
+        assert distance(found, x[-1:].double() @ dense.mT) <= EXACT
+        assert torch.equal(packed_linear(x, blocks & 0x33, scales)[-1:], found)
+
+
+def test_denormal_dense_weights_and_sums_cost_no_more_than_their_size(isa):
+    """AVX512_BF16 takes them for 0; calls recorded for comparison leave this test out."""
+    inner, tiny = 160, 2.0**-126
+    for x_size, w_size in ((1.0, 2.0**-130), (2.0**100, 2.0**-128), (2.0**-70, 2.0**-60)):
+        weight = (draw(6, inner, seed=1) * w_size).bfloat16()
+        weight[:, ::3] = draw(6, inner, seed=2)[:, ::3].bfloat16() * w_size * 64
+        for rows in (1, 2, 7):
+            x = (draw(rows, inner) * x_size).bfloat16()
+            found = linear(x, weight, dtype=torch.float32).double()
+            size = x.double().abs().sum(-1, keepdim=True)
+            rounding = EXACT * (x.double().abs() @ weight.double().abs().mT)
+            apart = (found - x.double() @ weight.double().mT).abs()
+            assert (apart <= tiny * (inner + size) + rounding).all()
 
 
 def test_scale_255_means_nan_in_its_row_only(isa):
     blocks, scales = drawn_blocks(7, 96)
     scales[3, 2] = 255
     for rows in (1, 5):
-        found = packed_linear(draw(rows, 96), blocks, scales).isnan()
-        assert found[:, 3].all()
-        assert found.sum() == rows
+        for dtype in DTYPES:
+            found = packed_linear(draw(rows, 96).to(dtype), blocks, scales).isnan()
+            assert found[:, 3].all()
+            assert found.sum() == rows
 
 
-def test_what_is_not_finite_stays_in_its_row(isa):
-    x = draw(6, 64)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_not_finite_stays_in_its_row(isa, dtype):
+    x = draw(6, 64).to(dtype)
     x[2, 5], x[4, 7] = torch.inf, torch.nan
     plain = packed_linear(x[:2], *drawn_blocks(9, 64))
     y = packed_linear(x, *drawn_blocks(9, 64))
@@ -245,9 +288,9 @@ def fenced():
 def test_nothing_is_read_beyond_the_end(isa, fenced, inner):
     blocks, scales = map(fenced, drawn_blocks(13, inner))
     for rows in (1, 2, 5):
-        x = fenced(draw(rows, inner)).requires_grad_()
-        packed_linear(x, blocks, scales).sum().backward()
-        for dtype in KINDS[1:]:
+        for dtype in DTYPES:
+            x = fenced(draw(rows, inner).to(dtype)).requires_grad_()
+            packed_linear(x, blocks, scales).sum().backward()
             x = fenced(draw(rows, inner - 3).to(dtype)).requires_grad_()
             weight, bias = fenced(draw(13, inner - 3).to(dtype)), fenced(draw(13).to(dtype))
             linear(x, weight, bias).sum().backward()

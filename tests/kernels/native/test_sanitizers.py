@@ -13,9 +13,10 @@ def compiled(verify):
     return verify("compiled")
 
 
-@pytest.fixture(scope="module", params=["portable", "avx2", "avx512"])
+@pytest.fixture(scope="module", params=["portable", "avx2", "avx512", "avx512_bf16"])
 def target(request, compiled, need):
-    found = {each.isa: each for each in (compiled.PORTABLE, compiled.AVX2, compiled.AVX512)}
+    targets = (compiled.PORTABLE, compiled.AVX2, *compiled.EMULATED)
+    found = {each.isa: each for each in targets}
     need(found[request.param])
     return found[request.param]
 

@@ -21,7 +21,7 @@ extern const Kernels kernels_neon;
 namespace {
 
 bool avx512() {
-#ifdef GW_HAVE_AVX512
+#if defined(GW_HAVE_AVX512) || defined(GW_HAVE_AVX512_BF16)
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #else

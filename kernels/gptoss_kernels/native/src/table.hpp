@@ -3,6 +3,9 @@
 #include "exp.hpp"
 #include "parallel.hpp"
 #include "weights.hpp"
+#ifdef GW_PAIRS
+#include "pairs.hpp"
+#endif
 #include "linear.hpp"
 #include "linear_backward.hpp"
 #include "swiglu.hpp"

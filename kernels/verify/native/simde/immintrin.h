@@ -59,7 +59,6 @@ inline __m256 extractf32x8_ps(simde__m512 a, int half) {
   return bits<__m256>(bits<Row<Row<float, 8>, 2>>(a).v[half & 1]);
 }
 
-
 // Denormal inputs and results count as 0; the odd product is added first, each rounded once.
 inline float flushed(float a) { return std::fabs(a) < 0x1p-126f ? std::copysign(0.0f, a) : a; }
 template <class Pairs>
@@ -74,6 +73,13 @@ inline simde__m512 dpbf16_ps(simde__m512 sum, Pairs a, Pairs b) {
     }
   return bits<simde__m512>(to);
 }
+// Bytes that are masked out are not read.
+inline simde__m512i maskz_loadu_epi8(uint64_t mask, const void* p) {
+  Row<uint8_t, 64> to = {};
+  for (int i = 0; i < 64; ++i)
+    if (mask >> i & 1) to.v[i] = static_cast<const uint8_t*>(p)[i];
+  return bits<simde__m512i>(to);
+}
 
 }  // namespace software
 
@@ -87,5 +93,7 @@ inline simde__m512 dpbf16_ps(simde__m512 sum, Pairs a, Pairs b) {
 #define _mm512_cvtepi32_epi16(a) software::cvtepi32_epi16(a)
 #undef _mm512_extractf32x8_ps
 #define _mm512_extractf32x8_ps(a, half) software::extractf32x8_ps(a, half)
+#undef _mm512_maskz_loadu_epi8
+#define _mm512_maskz_loadu_epi8(mask, p) software::maskz_loadu_epi8(mask, p)
 #undef _mm512_dpbf16_ps
 #define _mm512_dpbf16_ps(sum, a, b) software::dpbf16_ps(sum, a, b)
