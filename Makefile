@@ -40,6 +40,7 @@ test-slow: install
 
 bench: install
 	$(BIN)/python kernels/bench/cpu.py
+	$(BIN)/python kernels/bench/hooks.py
 	$(BIN)/python kernels/bench/observing.py
 	$(BIN)/python kernels/bench/routing_corpus.py
 	$(BIN)/python kernels/bench/patching.py
