@@ -58,6 +58,7 @@ def main(
     model = wb.load(path)
     bare = unhooked_model()(opened.config, opened.tensors())
     with torch.no_grad():
+        check(model, bare)
         rows = costs("decode", decoding({"hooks off": model, "hooks off again": model, BARE: bare},
                                         context, repeats), repeats)  # fmt: skip
         rows += costs(f"prompt of {tokens}", observing(model, tokens), prompts)
@@ -67,6 +68,13 @@ def main(
     about = [layers, threads, model.backend]
     machine.store("hooks", [*Cost._fields, "layers", "threads", "backend"],
                   ([*row, *about] for row in rows))  # fmt: skip
+
+
+def check(model, bare) -> None:
+    """Refuse to compare two models that compute different things."""
+    prompt = torch.arange(33)[None]
+    if not torch.equal(model(prompt), bare(prompt)):
+        raise SystemExit("the model without hook points gives other logits: unhooked.py is wrong")
 
 
 def decoding(models: dict, context: int, repeats: int) -> dict[str, Callable]:
