@@ -83,8 +83,16 @@ inline void unpack_words(typename F::Row row, int64_t c, int64_t n, words w[]) {
 // The factors of chunk c, n elements of it; formats without factors ignore them.
 template <class F>
 inline f factors(typename F::Row row, int64_t c, int64_t n) {
-  if constexpr (F::SCALED) return n < F::CHUNK ? F::scale_tail(row, c, int(n)) : F::scale(row, c);
-  else return Lanes::zero();
+  if constexpr (F::SCALED) {
+    if (n >= F::CHUNK) return F::scale(row, c);
+    uint8_t some[F::BLOCKS] = {};  // by hand: no call of memcpy for three bytes a row
+#pragma GCC unroll 4
+    for (int b = 0; b < F::BLOCKS - 1; ++b)
+      if (32 * b < n) some[b] = row.factors[c * F::BLOCKS + b];
+    return Lanes::scales(some);
+  } else {
+    return Lanes::zero();
+  }
 }
 
 // acc[X] += n elements of chunk c of a weight row times X rows of x, already at that chunk.
