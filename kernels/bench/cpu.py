@@ -70,7 +70,7 @@ def main(
     table, several = Table(), numbers(threads)
     config = replace(GPT_OSS_20B, num_hidden_layers=layers, layer_types=alternating_layers(layers))
     path = checkpoint(folder / f"gpt-oss-20b-{layers}-layers", config)
-    most = max(several)
+    most, dtype = max(several), "bfloat16"
     if starts:
         prompt = contest.drawn(max(numbers(prompts)), config)
         table.add(startup.startup(path, prompt, repeats=min(3, repeats), threads=most))
@@ -85,6 +85,7 @@ def main(
             plan = contest.Plan(repeats, n)
             rows, limits = contest.products(ours, PRODUCTS, plan)
             table.add(rows)
+            dtype = "bfloat16" if limits.name.startswith("bf16") else "float32"
             for tokens in numbers(prompts):
                 table.add(contest.prefill(ours, rival, tokens, config, plan, limits))
             for context in numbers(contexts):
@@ -92,7 +93,8 @@ def main(
     if dense:
         plans = [contest.Plan(repeats, n) for n in several]
         sizes = numbers(dense_prompts), numbers(contexts)[:1]
-        with_transformers(table, path, config, dense_layers or fitting(config), plans, sizes)
+        fit = dense_layers or fitting(config, dtype)
+        with_transformers(table, path, config, fit, dtype, plans, sizes)
     store(table.rows, layers, about.rsplit(maxsplit=1)[-1])
 
 
@@ -146,10 +148,14 @@ def with_transformers(
     path: Path,
     config: Config,
     layers: int,
+    dtype: str,
     plans: list[contest.Plan],
     sizes: tuple[list[int], list[int]],
 ) -> None:
-    """transformers, TransformerLens and nnsight over the first layers, beside ours over these."""
+    """transformers, TransformerLens and nnsight over the first layers, beside ours over these.
+
+    In the precision in which torch multiplies faster here: bfloat16 needs a CPU made for it.
+    """
     if layers < 1:
         return table.lacks("transformers", MemoryError("not one dequantised layer fits"))
     most = max(plan.threads for plan in plans)
@@ -158,26 +164,28 @@ def with_transformers(
         Child(sys.executable, "hf.py", threads=most) as hf,
     ):
         try:
-            loaded = hf.ask("load", path=str(path), layers=layers)
+            loaded = hf.ask("load", path=str(path), layers=layers, dtype=dtype)
         except ChildError as why:
             return table.lacks("transformers", why)
         for library, why in loaded["missing"].items():
             table.lacks(library, ImportError(why))
-        ours.ask("cut", path=str(path), layers=layers)
-        print(f"transformers: {layers} layers, dequantised")
+        print(native(ours.ask("cut", path=str(path), layers=layers)))
+        about = f"{layers} layers, dequantised to {dtype}"
+        table.add([Row("precision", "transformers", "", about, "")])
         for plan in plans:
             table.add(contest.body(ours, hf, loaded["variants"], layers, config, plan,
                                    prompts=sizes[0], contexts=sizes[1]))  # fmt: skip
 
 
-def fitting(config: Config) -> int:
-    """Dequantised layers that fit beside the rest: 2 GiB each and 6 GiB while loading."""
+def fitting(config: Config, dtype: str) -> int:
+    """Dequantised layers that fit beside 6 GiB for the rest and for loading."""
     lines = Path("/proc/meminfo")
     if not lines.exists():
         return 2
     free = next(x for x in lines.read_text().splitlines() if x.startswith("MemAvailable"))
     room = int(free.split()[1]) / 2**20 - 6
-    return max(0, min(config.num_hidden_layers, int(room / 2)))
+    each = 2 if dtype == "bfloat16" else 4  # GiB
+    return max(0, min(config.num_hidden_layers, int(room / each)))
 
 
 def store(rows: list[Row], layers: int, isa: str) -> None:

@@ -17,9 +17,9 @@ ROWS = 128
 
 
 class Loaded:
-    """The first layers of a checkpoint in bfloat16, once for each library that is here."""
+    """The first layers of a checkpoint, dequantised, once for each library that is here."""
 
-    def load(self, path: str, layers: int) -> dict:
+    def load(self, path: str, layers: int, dtype: str) -> dict:
         """Seconds to load, and why a library is missing."""
         from transformers import DynamicCache, GptOssConfig, GptOssForCausalLM, Mxfp4Config
 
@@ -29,13 +29,13 @@ class Loaded:
         model, told = GptOssForCausalLM.from_pretrained(
             path,
             config=config,
-            dtype=torch.bfloat16,
+            dtype=getattr(torch, dtype),
             quantization_config=Mxfp4Config(dequantize=True),
             output_loading_info=True,
         )
         if told["missing_keys"]:
             raise ValueError(f"transformers finds no {sorted(told['missing_keys'])} in {path}")
-        model.eval().lm_head = narrowed(model.lm_head)
+        model.eval().to(getattr(torch, dtype)).lm_head = narrowed(model.lm_head)
         seconds = time.perf_counter() - started
         self.new_cache = lambda: DynamicCache(config=model.config)
         self.runs: dict[str, Callable] = {"transformers": plain(model)}

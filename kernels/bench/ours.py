@@ -28,10 +28,13 @@ class Ours:
         """Seconds that `load()` takes, and what was loaded."""
         started = time.perf_counter()
         self.model = wb.load(path)
-        seconds = time.perf_counter() - started
+        return {"seconds": time.perf_counter() - started, **self.about()}
+
+    def about(self) -> dict:
+        """The model, and what it runs on."""
         name = self.model.backend
-        about = f"{self.model!r} {backend.instruction_set(name) or ''}".rstrip()
-        return {"seconds": seconds, "about": about, "backend": name}
+        words = f"{self.model!r} {backend.instruction_set(name) or ''}".rstrip()
+        return {"about": words, "backend": name}
 
     def first_token(self, path: str, tokens: list[int]) -> dict:
         """Seconds from `load()` to a loaded model, and to the first token after a prompt."""
@@ -40,13 +43,14 @@ class Ours:
         self.run(tokens, None, "hooks off")
         return {"load": loaded, "first token": time.perf_counter() - started}
 
-    def cut(self, path: str, layers: int) -> None:
+    def cut(self, path: str, layers: int) -> dict:
         """Load the first layers alone, for rivals that do not fit whole."""
         opened = open_checkpoint(path)
         config = replace(
             opened.config, num_hidden_layers=layers, layer_types=alternating_layers(layers)
         )
         self.model = wb.GptOss(config, opened.tensors(), name=f"first {layers} layers")
+        return self.about()
 
     def prefill(self, tokens: list[int], threads: int, variant: str, body: bool = False) -> float:
         """Seconds until the logits of a prompt's last token, its cache filled."""
