@@ -79,7 +79,8 @@ def main(
         ours = open_.enter_context(Child(sys.executable, "ours.py", threads=most))
         about = native(ours.ask("load", path=str(path)))
         print(about)
-        room = max(*numbers(prompts), *numbers(contexts)) + contest.STEPS * (repeats + 1)
+        room = max(agreement.TOKENS, *numbers(prompts), *numbers(contexts))
+        room += contest.STEPS * (repeats + 1)
         rival = open_llama(table, open_, ours, path, config, room, most) if llama else None
         for n in several:
             plan = contest.Plan(repeats, n)
