@@ -133,7 +133,7 @@ def open_llama(
     except (RivalMissing, ChildError) as why:
         table.lacks("llama.cpp", why)
         return None
-    table.add([Row("load, warm", "llama.cpp", threads, loaded["seconds"], "s")])
+    table.add([Row("load, cache as it is", "llama.cpp", threads, loaded["seconds"], "s")])
     found = agreement.agreement(ours, child, contest.drawn(agreement.TOKENS, config))
     what, names = f"logits, {agreement.TOKENS} tokens", ("median cosine", "lowest", "same argmax")
     table.add(
