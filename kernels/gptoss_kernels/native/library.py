@@ -39,6 +39,8 @@ KERNELS = {
     "moe_up": (_P, _D, _I, _I, _P, _I, _P, _P, _P, _D, _I, _I, _F, _P),
     "moe_down": (_P, _D, _I, _P, _I, _P, _P, _P, _D, _I, _I, _P),
     "moe_combine": (_P, _P, _I, _I, _I, _P, _D),
+    "moe_down_combine": (_P, _D, _I, _I, _P, _P, _I, _P, _P, _P, _D, _I, _I, _P),
+    "moe": (_P, _D, _I, _I, _P, _P, _I, *2 * (_P, _P, _P, _D), _I, _I, _F, _P),
     "moe_backward": (_P, _I, _P, _I, _P, _P, _I, _I, _P, _D),
     "moe_combine_backward": (_P, _P, _P, _I, _I, _I, _P, _P),
 }

@@ -1,8 +1,8 @@
-"""The mixture of experts in C++, a stage an operator; formulas in `gptoss_kernels.moe`.
+"""The mixture of experts in C++, whole or a stage an operator; formulas in `gptoss_kernels.moe`.
 
-Unobserved, gate and up live only inside the first stage; a tap on either, or a gradient, makes it
-write them, and the same swiglu follows: the same bits. Every stage keeps the order of slots, so
-what a tap sees is what was written, without a copy.
+Unobserved, what lies between the stages stays in memory that the next layer uses again. A tap, or a
+gradient, takes the stages apart: the same arithmetic, the same bits. Every stage keeps the order of
+slots, so what a tap sees is what was written, without a copy.
 """
 
 import torch
@@ -27,15 +27,21 @@ def moe(
 ) -> Float[Tensor, "batch pos d_model"]:
     """Send each token through its experts and sum by weight; same dtype as `x`."""
     tap = tap or ExpertTap()
+    graph = torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad)
+    if not graph and not any(tap):
+        return _whole(x, indices, weights, *experts, limit)
     up_weights, down_weights = experts[:3], experts[3:]
-    if tap.gate or tap.up or (torch.is_grad_enabled() and x.requires_grad):
+    if tap.gate or tap.up or graph:
         gate, up = _gate_up(x, indices, *up_weights)
         gate = tap.gate(gate) if tap.gate else gate
         up = tap.up(up) if tap.up else up
         post = _swiglu(gate, up, limit, x.dtype)
+        del gate, up  # what nobody kept is not in the way of what follows
     else:
         post = _up(x, indices, *up_weights, limit)
     post = tap.post(post) if tap.post else post
+    if not graph and not tap.out and post.dtype == x.dtype:
+        return _down_combine(post, indices, weights, *down_weights)
     out = _down(post, indices, *down_weights)
     out = tap.out(out) if tap.out else out
     return _combine(out, weights, x.dtype)
@@ -51,6 +57,35 @@ def _packed(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All contiguous, as kernels read them."""
     return indices.contiguous(), blocks.contiguous(), scales.contiguous(), readable(name, bias)
+
+
+def _whole_cpu(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    up_blocks: Tensor,
+    up_scales: Tensor,
+    up_bias: Tensor,
+    down_blocks: Tensor,
+    down_scales: Tensor,
+    down_bias: Tensor,
+    limit: float,
+) -> Tensor:
+    x, weights = readable("moe", x), weights.float().contiguous()
+    indices, *up = _packed("moe", indices, up_blocks, up_scales, up_bias)
+    indices, *down = _packed("moe", indices, down_blocks, down_scales, down_bias)
+    k, experts, outer, inner = _sizes(indices, up_blocks)
+    y = torch.empty_like(x)
+    kernels().moe(
+        x.data_ptr(), code(x), indices.numel() // k, k, indices.data_ptr(), weights.data_ptr(),
+        experts, *(each.data_ptr() for each in up), code(up[2]),
+        *(each.data_ptr() for each in down), code(down[2]), outer // 2, inner, limit, y.data_ptr(),
+    )  # fmt: skip
+    return y
+
+
+def _whole_fake(x: Tensor, *_) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _gate_up_cpu(
@@ -202,6 +237,27 @@ def _rows_backward_fake(
     return grad.new_empty((*indices.shape, blocks.shape[2] * BLOCK), dtype=dtype)
 
 
+def _down_combine_cpu(
+    post: Tensor, indices: Tensor, weights: Tensor, blocks: Tensor, scales: Tensor, bias: Tensor
+) -> Tensor:
+    post, weights = readable("moe", post), weights.float().contiguous()
+    indices, blocks, scales, bias = _packed("moe", indices, blocks, scales, bias)
+    k, experts, outer, inner = _sizes(indices, blocks)
+    y = post.new_empty((*indices.shape[:-1], outer))
+    kernels().moe_down_combine(
+        post.data_ptr(), code(post), indices.numel() // k, k, indices.data_ptr(),
+        weights.data_ptr(), experts, blocks.data_ptr(), scales.data_ptr(), bias.data_ptr(),
+        code(bias), outer, inner, y.data_ptr(),
+    )  # fmt: skip
+    return y
+
+
+def _down_combine_fake(
+    post: Tensor, indices: Tensor, weights: Tensor, blocks: Tensor, *_
+) -> Tensor:
+    return post.new_empty((*indices.shape[:-1], blocks.shape[1]))
+
+
 def _combine_cpu(out: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
     out, weights = out.float().contiguous(), weights.float().contiguous()
     k, d_model = out.shape[-2:]
@@ -243,6 +299,12 @@ def _combine_backward_fake(grad: Tensor, out: Tensor, weights: Tensor) -> tuple[
 
 
 _WEIGHTS = "Tensor indices, Tensor blocks, Tensor scales"
+_whole = define(
+    "moe(Tensor x, Tensor indices, Tensor weights, Tensor up_blocks, Tensor up_scales, "
+    "Tensor up_bias, Tensor down_blocks, Tensor down_scales, Tensor down_bias, float limit) "
+    "-> Tensor",
+    _whole_cpu, fake=_whole_fake,
+)  # fmt: skip
 _gate_up = define(
     f"moe_gate_up(Tensor x, {_WEIGHTS}, Tensor bias) -> (Tensor, Tensor)",
     _gate_up_cpu, fake=_gate_up_fake, keep=_keep_gate_up, backward=_gate_up_grad,
@@ -262,6 +324,11 @@ _swiglu_backward = define(
 _down = define(
     f"moe_down(Tensor post, {_WEIGHTS}, Tensor bias) -> Tensor",
     _down_cpu, fake=_down_fake, keep=_keep_down, backward=_down_grad,
+)  # fmt: skip
+_down_combine = define(
+    "moe_down_combine(Tensor post, Tensor indices, Tensor weights, Tensor blocks, Tensor scales, "
+    "Tensor bias) -> Tensor",
+    _down_combine_cpu, fake=_down_combine_fake,
 )  # fmt: skip
 _rows_backward = define(
     f"moe_backward(Tensor grad, {_WEIGHTS}, ScalarType dtype) -> Tensor",

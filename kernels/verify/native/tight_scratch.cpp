@@ -4,12 +4,13 @@
 
 #include "pool.hpp"
 
-void* gw::scratch(size_t bytes) {
+void* gw::scratch(size_t bytes, int use) {
   struct Held {
     void* memory = nullptr;
     ~Held() { std::free(memory); }
   };
-  thread_local Held held;
+  thread_local Held both[2];
+  Held& held = both[use];
   std::free(held.memory);
   held.memory = nullptr;
   return posix_memalign(&held.memory, 64, bytes) ? nullptr : held.memory;

@@ -95,6 +95,16 @@ def test_observing_changes_no_bit(isa, experts, dtype):
     assert torch.equal(recorded, plain)
 
 
+def test_more_tokens_than_go_through_at_once_have_the_bits_of_each(isa):
+    small = drawn_experts(d_model=32, d_ff=32)
+    x = draw(2, 700, 32).bfloat16()
+    indices, weights = route(draw(2, 700, EXPERTS, seed=3), K)
+    y = moe(x, indices, weights, small)
+    for name in ("post", "out"):
+        assert torch.equal(y, moe(x, indices, weights, small, tap=Seen(name).tap))
+    assert torch.equal(y[1:, 600:], moe(x[1:, 600:], indices[1:, 600:], weights[1:, 600:], small))
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_a_token_has_the_same_bits_in_any_batch(isa, experts, dtype):
     x, indices, weights = inputs(batch=3, tokens=31, dtype=dtype)
@@ -212,9 +222,11 @@ def test_torch_knows_the_operators(experts):
     ops, up, down = torch.ops.gptoss_native, experts[:3], experts[3:]
     post, out = draw(*indices.shape, D_FF), draw(*indices.shape, D_MODEL)
     for op, arguments in (
+        (ops.moe, (x, indices, weights, *up, *down, 7.0)),
         (ops.moe_up, (x, indices, *up, 7.0)),
         (ops.moe_gate_up, (x.clone().requires_grad_(), indices, *up)),
         (ops.swiglu, (post, post.clone().requires_grad_(), 7.0, torch.bfloat16)),
+        (ops.moe_down_combine, (post, indices, weights, *down)),
         (ops.moe_down, (post.clone().requires_grad_(), indices, *down)),
         (ops.moe_combine, (out.requires_grad_(), weights, torch.float32)),
     ):

@@ -121,6 +121,17 @@ struct Kernels {
   // y[tokens, d_model] = sum over slots, in order, of weights[tokens, k] · out[tokens, k, d_model].
   int32_t (*moe_combine)(const float* out, const float* weights, int64_t tokens, int64_t k,
                          int64_t d_model, void* y, int32_t dtype);
+  // These two in one, y in the dtype of post, some tokens at a time.
+  int32_t (*moe_down_combine)(const void* post, int32_t dtype, int64_t tokens, int64_t k,
+                              const int64_t* indices, const float* weights, int64_t experts,
+                              const void* blocks, const void* scales, const void* bias,
+                              int32_t bias_dtype, int64_t d_model, int64_t d_ff, void* y);
+  // All three in one, y in the dtype of x, some tokens at a time.
+  int32_t (*moe)(const void* x, int32_t dtype, int64_t tokens, int64_t k, const int64_t* indices,
+                 const float* weights, int64_t experts, const void* up_blocks,
+                 const void* up_scales, const void* up_bias, int32_t up_bias_dtype,
+                 const void* down_blocks, const void* down_scales, const void* down_bias,
+                 int32_t down_bias_dtype, int64_t d_ff, int64_t d_model, float limit, void* y);
   // grad_x[rows, inner] = grad[rows, outer] · W of each row's expert.
   int32_t (*moe_backward)(const float* grad, int64_t rows, const int64_t* indices,
                           int64_t experts, const void* blocks, const void* scales, int64_t outer,

@@ -105,8 +105,14 @@ struct Decoded {
   alignas(64) float w[GROUP][DEPTH];
   alignas(64) float scale[GROUP][F::SCALED ? CHUNKS * W : W];
 
+  // What is decoded next is on its way from memory meanwhile.
+  static void fetch_ahead(typename F::Row row, int64_t chunk) {
+    for (int b = 0; b < CHUNKS * F::BYTES; b += 64) __builtin_prefetch(F::at(row, chunk) + b);
+  }
+
   void fill(const F& weight, int64_t row, int n, int64_t chunk, int count) {
     f out[F::V];
+    for (int r = 0; r < n; ++r) fetch_ahead(weight.row(row + r), chunk + CHUNKS);
     for (int r = 0; r < n; ++r)
       for (int c = 0; c < count; ++c) {
         f factor = any_chunk(weight, row + r, chunk + c, out);

@@ -143,3 +143,59 @@ inline int32_t moe_combine(const float* out, const float* weights, int64_t token
   });
   return 0;
 }
+
+// ---- stages in one: what lies between them stays in memory of this thread, used layer by layer ----
+
+constexpr int64_t TOKENS_AT_ONCE = 512;
+
+// Down and combine for so many tokens; out is room for what lies between.
+inline int32_t down_and_combine(const Experts& down, const void* post, int32_t dtype, int64_t tokens,
+                                int64_t k, const int64_t* indices, const float* weights,
+                                float* out, void* y) {
+  int64_t d_model = down.outer;
+  int32_t status = moe_down(post, dtype, tokens * k, indices, down.count, down.weights.data,
+                            down.weights.factors, down.bias.data, down.bias.dtype, d_model,
+                            down.weights.inner, out);
+  return status ? status : moe_combine(out, weights, tokens, k, d_model, y, dtype);
+}
+
+inline int32_t moe_down_combine(const void* post, int32_t dtype, int64_t tokens, int64_t k,
+                                const int64_t* indices, const float* weights, int64_t experts,
+                                const void* blocks, const void* scales, const void* bias,
+                                int32_t bias_dtype, int64_t d_model, int64_t d_ff, void* y) {
+  Experts down = experts_at(blocks, scales, bias, bias_dtype, experts, d_model, d_ff);
+  int64_t most = tokens < TOKENS_AT_ONCE ? tokens : TOKENS_AT_ONCE;
+  float* out = static_cast<float*>(gw::scratch(size_t(most * k * d_model) * 4, 1));
+  if (!out) return 1;
+  for (int64_t first = 0; first < tokens; first += most) {
+    int64_t n = tokens - first < most ? tokens - first : most, row = first * k;
+    if (int32_t status = down_and_combine(down, offset(post, dtype, row * d_ff), dtype, n, k,
+                                          indices + row, weights + row, out,
+                                          offset(y, dtype, first * d_model)))
+      return status;
+  }
+  return 0;
+}
+
+inline int32_t moe(const void* x, int32_t dtype, int64_t tokens, int64_t k, const int64_t* indices,
+                   const float* weights, int64_t experts, const void* up_blocks,
+                   const void* up_scales, const void* up_bias, int32_t up_bias_dtype,
+                   const void* down_blocks, const void* down_scales, const void* down_bias,
+                   int32_t down_bias_dtype, int64_t d_ff, int64_t d_model, float limit, void* y) {
+  Experts down = experts_at(down_blocks, down_scales, down_bias, down_bias_dtype, experts, d_model,
+                            d_ff);
+  int64_t most = tokens < TOKENS_AT_ONCE ? tokens : TOKENS_AT_ONCE;
+  float* out = static_cast<float*>(gw::scratch(size_t(most * k * (d_model + d_ff)) * 4, 1));
+  if (!out) return 1;
+  float* post = out + most * k * d_model;
+  for (int64_t first = 0; first < tokens; first += most) {
+    int64_t n = tokens - first < most ? tokens - first : most, row = first * k;
+    int32_t status = moe_up(offset(x, dtype, first * d_model), dtype, n, k, indices + row, experts,
+                            up_blocks, up_scales, up_bias, up_bias_dtype, d_ff, d_model, limit, post);
+    if (!status)
+      status = down_and_combine(down, post, dtype, n, k, indices + row, weights + row, out,
+                                offset(y, dtype, first * d_model));
+    if (status) return status;
+  }
+  return 0;
+}

@@ -156,8 +156,9 @@ void set_threads(int n) {
   p.wake.notify_all();
 }
 
-void* scratch(size_t bytes) {
-  thread_local Arena arena;
+void* scratch(size_t bytes, int use) {
+  thread_local Arena arenas[2];
+  Arena& arena = arenas[use];
   if (bytes > arena.size || !arena.data) {
     std::free(arena.data);
     size_t size = (bytes + bytes / 4 + 4095) / 4096 * 4096;

@@ -15,7 +15,8 @@ void run(int64_t n, Task task, const void* context);
 int threads();
 void set_threads(int n);
 
-// Memory of the calling thread, 64-byte aligned, valid until its next call; null if there is none.
-void* scratch(size_t bytes);
+// Memory of the calling thread, 64-byte aligned, valid until its next call for the same use, 0 or 1;
+// null if there is none.
+void* scratch(size_t bytes, int use = 0);
 
 }  // namespace gw

@@ -38,6 +38,8 @@ constexpr Kernels table(const char* isa) {
       moe_up,
       moe_down,
       moe_combine,
+      moe_down_combine,
+      moe,
       moe_backward,
       moe_combine_backward,
   };
