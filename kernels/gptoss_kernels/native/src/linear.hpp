@@ -252,12 +252,19 @@ struct Bias {
   }
 };
 
-// Few weight rows a job for one row of x (memory-bound, short jobs even out), more for many.
-inline int job_rows(int64_t rows, int64_t outer) {
+// Weight rows a job. One row of x is memory-bound and fetches ahead: several blocks a job, so that
+// what is fetched is mostly the thread's own.
+inline int64_t job_rows(int64_t rows, int64_t outer) {
   int64_t share = (outer + 4 * gw::threads() - 1) / (4 * gw::threads());
-  int64_t most = rows == 1 ? 32 : BLOCK;
+  int64_t most = rows == 1 ? 8 * BLOCK : BLOCK;
   int64_t n = (share + GROUP - 1) / GROUP * GROUP;
-  return int(n < most ? n : most);
+  return n < most ? n : most;
+}
+
+// each(row, n) for the weight rows of a job, a block at a time.
+template <class Each>
+inline void for_blocks(int64_t row, int64_t last, const Each& each) {
+  for (; row < last; row += BLOCK) each(row, int(last - row < BLOCK ? last - row : BLOCK));
 }
 
 template <class F>
@@ -269,13 +276,14 @@ inline int32_t linear_rows(const F& weight, const void* x, int32_t x_dtype, int6
   for (int64_t first = 0; first < rows; first += SLAB) {
     int64_t count = rows - first < SLAB ? rows - first : SLAB;
     pack_rows(weight, offset(x, x_dtype, first * weight.inner), x_dtype, count, packed);
-    int step = job_rows(count, outer);
+    int64_t step = job_rows(count, outer);
     parallel((outer + step - 1) / step, [&](int64_t job, int) {
-      int64_t row = job * step;
-      int n = int(outer - row < step ? outer - row : step);
-      project(weight, row, n, packed, nullptr, 0, count, [&](int64_t r, float* y) {
-        bias.add(y, row, n);
-        put(offset(out, out_dtype, (first + r) * outer + row), out_dtype, y, n);
+      int64_t end = job * step + step < outer ? job * step + step : outer;
+      for_blocks(job * step, end, [&](int64_t row, int n) {
+        project(weight, row, n, packed, nullptr, 0, count, [&](int64_t r, float* y) {
+          bias.add(y, row, n);
+          put(offset(out, out_dtype, (first + r) * outer + row), out_dtype, y, n);
+        });
       });
     });
   }

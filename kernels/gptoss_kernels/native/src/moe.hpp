@@ -65,16 +65,18 @@ inline int32_t through_experts(const Experts& e, const void* x, int32_t x_dtype,
     for (int64_t r = 0; r < n_rows; ++r) source[r] = s.order[r] / share;
     const void* from = offset(x, x_dtype, begin / share * inner);
     pack_rows(e.weights, from, x_dtype, n_rows / share, packed);
-    int step = job_rows(n_rows > e.count ? n_rows : 1, e.outer);
-    int64_t blocks = (e.outer + step - 1) / step;
-    parallel(s.n_used * blocks, [&](int64_t job, int) {
-      int64_t expert = s.used[job / blocks], row = job % blocks * step;
-      int n = int(e.outer - row < step ? e.outer - row : step);
-      project(e.weights.expert(expert, e.outer), row, n, packed, source, s.first[expert],
-              s.first[expert + 1], [&](int64_t r, float* y) {
-                e.bias.add(y, expert * e.outer + row, n);
-                sink(begin + s.order[r], row, n, y);
-              });
+    int64_t step = job_rows(n_rows > e.count ? n_rows : 1, e.outer);
+    int64_t jobs = (e.outer + step - 1) / step;
+    parallel(s.n_used * jobs, [&](int64_t job, int) {
+      int64_t expert = s.used[job / jobs], start = job % jobs * step;
+      Mxfp4 weights = e.weights.expert(expert, e.outer);
+      for_blocks(start, start + step < e.outer ? start + step : e.outer, [&](int64_t row, int n) {
+        project(weights, row, n, packed, source, s.first[expert], s.first[expert + 1],
+                [&](int64_t r, float* y) {
+                  e.bias.add(y, expert * e.outer + row, n);
+                  sink(begin + s.order[r], row, n, y);
+                });
+      });
     });
   }
   return 0;
