@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gptoss_hooks import memory, names
+from gptoss_hooks import heap, memory, names
 from gptoss_hooks.cache import ActivationCache, act_name
 from gptoss_hooks.edits.edited import Edited
 from gptoss_hooks.points import HookFunction, HookPoint
@@ -200,6 +200,7 @@ class HookedRoot(Edited, nn.Module):
         """Call `keep(tensor, point)` at the selected points; promises not to edit."""
         selected = self.hook_names(names_filter)
         with ExitStack() as leaving:
+            leaving.enter_context(heap.large_apart())
             for name in selected:
                 point = self.hook_dict[name]
 
