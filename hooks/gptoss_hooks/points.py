@@ -26,6 +26,17 @@ class _Attached(NamedTuple):
     level: int | None
 
 
+_WATCHED = (
+    "_forward_functions",
+    "_backward_functions",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+"""Where a point keeps those who look: read-only recorders and editors first, then editors only."""
+
+
 class HookPoint(nn.Module):
     """One named activation. `axes` are glossary names, `live` says whether an edit acts."""
 
@@ -61,8 +72,15 @@ class HookPoint(nn.Module):
 
     @property
     def observed(self) -> bool:
-        """Whether anything looks at this point: a function, a torch hook or a running trace."""
-        return bool(self._forward_functions) or self._may_edit()
+        """Whether anything looks at this point: a function, a torch hook or a running trace.
+
+        Asked at every point of every pass, so it is one look at the instance's own dictionary.
+        """
+        own = self.__dict__
+        for name in _WATCHED:
+            if own[name]:
+                return True
+        return "__nnsight__" in own and traced(self)
 
     @property
     def edited_or_differentiated(self) -> bool:
@@ -71,13 +89,8 @@ class HookPoint(nn.Module):
 
     def _may_edit(self) -> bool:
         """Whether a backward function, a torch hook or a running trace is here."""
-        return bool(
-            self._backward_functions
-            or self._forward_hooks
-            or self._forward_pre_hooks
-            or self._backward_hooks
-            or self._backward_pre_hooks
-        ) or traced(self)
+        own = self.__dict__
+        return any(own[name] for name in _WATCHED[1:]) or traced(self)
 
     def layer(self) -> int:
         """The block this point belongs to."""

@@ -1,11 +1,12 @@
 """What hooks cost when nobody looks, and when somebody does, at gpt-oss-20b's true shapes.
 
-    python kernels/bench/hooks.py [--layers 2 --repeats 60 --tokens 512]
+    python kernels/bench/hooks.py [--layers 2 --repeats 150 --tokens 512]
 
 One process, one model over mapped weights. Decoding one token is compared with the same source
 without hook points (`unhooked`), and with itself, which shows the noise; a prompt with keeping the
 residual stream and the route, and with keeping everything. Variants run in an order drawn anew each
-round; the figure is the mean of the rounds' ratios, with its 95 % interval from 10,000 resamples.
+round; the figure is the geometric mean of the rounds' ratios, with its 95 % interval from 10,000
+resamples.
 """
 
 import random
@@ -43,9 +44,9 @@ class Cost(NamedTuple):
 
 def main(
     layers: int = 2,
-    repeats: int = 60,
+    repeats: int = 150,
     tokens: int = 512,
-    prompts: int = 10,
+    prompts: int = 8,
     context: int = 128,
     threads: int = 1,
     folder: Path = Path("out/bench"),
@@ -117,10 +118,11 @@ def costs(what: str, jobs: dict[str, Callable], repeats: int) -> list[Cost]:
 
 
 def interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    """Mean and its 95 % interval by resampling rounds."""
-    drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios))).mean(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(ratios.mean()), float(low), float(high)
+    """Geometric mean and its 95 % interval by resampling rounds."""
+    logs = np.log(ratios)
+    drawn = np.random.default_rng(0).choice(logs, (10_000, len(logs))).mean(1)
+    low, high = np.exp(np.quantile(drawn, [0.025, 0.975]))
+    return float(np.exp(logs.mean())), float(low), float(high)
 
 
 if __name__ == "__main__":

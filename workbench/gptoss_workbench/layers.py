@@ -27,9 +27,8 @@ def frozen(tensor: Tensor) -> nn.Parameter:
 def looks(*points: HookPoint) -> list[HookPoint | None]:
     """Each point that is observed, else None. A running trace in the group turns all of them on:
     what it will ask for next is known only once it has been served."""
-    if any(traced(point) for point in points):
-        return list(points)
-    return [point if point.observed else None for point in points]
+    found = [point if point.observed else None for point in points]
+    return list(points) if any(point and traced(point) for point in found) else found
 
 
 def moved(fused: Tensor, before: Tensor, after: Tensor) -> Tensor:
