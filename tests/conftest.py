@@ -1,6 +1,7 @@
 """What all tests share: one thread, no network, small models that are left as they were found."""
 
 import ipaddress
+import os
 import socket
 import sys
 from dataclasses import replace
@@ -13,6 +14,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault("TRITON_INTERPRET", "1")
+"""Read when triton is first imported: here its kernels run in its interpreter. What is compiled for
+real targets is compiled in other processes."""
 
 
 @pytest.fixture(autouse=True, scope="session")
