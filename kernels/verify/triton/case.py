@@ -1,0 +1,42 @@
+"""What the compile gate judges: one call of an operation at gpt-oss's shapes, and its useful work."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Case(NamedTuple):
+    """One call whose kernels are compiled for a target, and what its main loop does there."""
+
+    name: str
+    """e.g. "attention, prefill of 512"; unique over all files"""
+    kernel: str
+    """the `@triton.jit` function whose main loop is judged"""
+    call: Callable[[], object]
+    """the operation at true shapes on CPU tensors; nothing runs, so `torch.empty` will do"""
+    flop: float = 0
+    """useful FLOP of one turn of the main loop of one program"""
+    nbytes: float = 0
+    """bytes that turn must read from memory"""
+    weights: int = 0
+    """MXFP4 weights decoded in it"""
+    scores: int = 0
+    """attention scores computed in it"""
+    arch: Mapping[str, Mapping[str, float]] = {}
+    """for a target (as in `devices.TARGETS`), what differs there: {"sm_90": {"flop": ...}}"""
+
+    def on(self, target: str) -> "Case":
+        """The case as it is for `target`."""
+        return self._replace(**self.arch.get(target, {}))
+
+
+def collect() -> tuple[Case, ...]:
+    """The cases of every file in `cases/`, in order of file name."""
+    files = sorted(Path(__file__).with_name("cases").glob("[!_]*.py"))
+    found = tuple(case for file in files for case in import_module(f"cases.{file.stem}").CASES)
+    names = [case.name for case in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"cases: these names are used twice: {', '.join(twice)}")
+    return found
