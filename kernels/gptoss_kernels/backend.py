@@ -4,7 +4,9 @@
 GPUs) fill the same table with the same signatures.
 """
 
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ from gptoss_kernels import (
 )
 
 NAMES = ("native", "triton", "reference")
-"""All backends, fastest first."""
+"""All backends, fastest first; on a CPU Triton runs interpreted, and comes last."""
 
 
 class Backend(NamedTuple):
@@ -59,7 +61,8 @@ REFERENCE = Backend(
 def available(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on `device`, fastest first."""
     kind = torch.device(device).type
-    return tuple(name for name in NAMES if why_missing(name, kind) is None)
+    names = sorted(NAMES, key=lambda name: name == "triton" and kind == "cpu")
+    return tuple(name for name in names if why_missing(name, kind) is None)
 
 
 def why_missing(name: str, kind: str = "cpu") -> str | None:
@@ -67,12 +70,27 @@ def why_missing(name: str, kind: str = "cpu") -> str | None:
     if name == "reference":
         return None
     if name == "triton":
-        return "this version has no Triton kernels yet"
+        return _why_no_triton(kind)
     if kind != "cpu":
         return "it runs on CPUs only"
     from gptoss_kernels.native import library
 
     return library.reason()
+
+
+def _why_no_triton(kind: str) -> str | None:
+    if find_spec("triton") is None:
+        return "the package triton is not installed (pip install triton)"
+    if kind == "cuda":
+        return None
+    if kind != "cpu":
+        return "it runs on CUDA and ROCm GPUs"
+    off = "on a CPU only Triton's interpreter runs it: set TRITON_INTERPRET=1 before Python starts"
+    if os.environ.get("TRITON_INTERPRET", "0") != "1":
+        return off
+    from gptoss_kernels.triton.launch import interpreting
+
+    return None if interpreting() else off
 
 
 def select(name: str | None = None, device: torch.device | str = "cpu") -> Backend:
@@ -102,6 +120,10 @@ def instruction_set(name: str) -> str | None:
 def _table(name: str) -> Backend:
     if name == "reference":
         return REFERENCE
+    if name == "triton":
+        from gptoss_kernels.triton.table import TRITON
+
+        return TRITON
     from gptoss_kernels.native.table import NATIVE
 
     return NATIVE

@@ -22,16 +22,32 @@ def test_the_reference_holds_the_plain_bodies():
 
 def test_without_a_name_the_fastest_is_taken():
     assert select().name == available()[0]
-    assert list(available()) == sorted(available(), key=NAMES.index)
+    compiled = [name for name in available() if name != "triton"]
+    assert compiled == sorted(compiled, key=NAMES.index)
+
+
+def test_the_interpreter_is_never_taken_by_itself():
+    assert "triton" in available("cpu")  # the tests set TRITON_INTERPRET=1
+    assert available("cpu")[-1] == "triton"
+
+
+def test_triton_is_the_first_choice_on_a_gpu():
+    assert available("cuda") == ("triton", "reference")
+
+
+def test_without_the_interpreter_triton_says_how_to_turn_it_on(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match="set TRITON_INTERPRET=1 before Python starts"):
+        select("triton", "cpu")
 
 
 def test_every_backend_has_the_signatures_of_the_reference():
     for name in available():
         for field in Backend._fields[1:]:
             body, plain = getattr(select(name), field), getattr(REFERENCE, field)
-            assert list(inspect.signature(body).parameters) == list(
-                inspect.signature(plain).parameters
-            ), (name, field)
+            wanted, found = (inspect.signature(each).parameters for each in (plain, body))
+            assert list(found)[: len(wanted)] == list(wanted), (name, field)
+            assert all(found[each].default is None for each in list(found)[len(wanted) :])
 
 
 def test_an_unknown_name_lists_the_known_ones():
