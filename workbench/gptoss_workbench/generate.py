@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gptoss_hooks.edits import Edit
 from gptoss_hooks.root import HookedRoot
-from gptoss_workbench import harmony
+from gptoss_workbench import decoder, harmony
+from gptoss_workbench.decoder import Decoder
 from gptoss_workbench.generation import Generation, Piece, Texts
 from gptoss_workbench.kv_cache import KVCache
 from gptoss_workbench.sampling import Draw, Sampling
@@ -218,10 +219,12 @@ class GenerateMixin(TextMixin, HookedRoot):
         out.stopped = [self._why(end, []) for end in ends]
         draw, rows = Draw(sampling, out.seed, len(out.prompts)), zip(out.prompts, ends, strict=True)
         room = max(len(each) + min(end.max_new_tokens, end.room) for each, end in rows)
-        cache = KVCache(self.config, room=room) if use_cache else None
+        cache: Any = KVCache(self.config, room=room) if use_cache else None
         while running := [row for row, why in enumerate(out.stopped) if why == INTERRUPTED]:
             with torch.no_grad(), self.edited(*edits), self.being_written():
                 logits = self._next_logits(tokens, mask, cache, chunk)
+                if isinstance(cache, KVCache) and decoder.worthwhile(self):
+                    cache = Decoder(self, cache, room=room)
                 chosen = draw(logits, out.completions)
             for row in running:
                 out.completions[row].append(chosen[row])
@@ -245,6 +248,8 @@ class GenerateMixin(TextMixin, HookedRoot):
         """Logits [batch, vocab] after the last token, the prompt taken `chunk` tokens at a time."""
         if cache is None:
             return self(tokens, attention_mask=mask, logits_to_keep=1)[:, -1]
+        if isinstance(cache, Decoder):
+            return cache.next_logits(tokens, mask)
         *before, last = zip(tokens.split(chunk, 1), mask.split(chunk, 1), strict=True)
         for part, seen in before:
             self(part, return_type=None, attention_mask=seen, past_key_values=cache)

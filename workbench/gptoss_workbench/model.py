@@ -99,7 +99,8 @@ class GptOss(WeightViews, GenerateMixin):
         self.blocks = cast(Sequence[Block], blocks)
         self.ln_final = Norm(tensors["model.norm.weight"], config.rms_norm_eps, ops)
         self.unembed = Unembed(tensors["lm_head.weight"], ops)
-        self.frequencies = _frequencies(config)
+        inverse, concentration = _frequencies(config)
+        self.frequencies = rope.Frequencies(inverse.to(device), concentration)
         self.last_trace = self.last_generation = None
         self.setup()
 

@@ -1,0 +1,153 @@
+"""Decoding at fixed addresses: the bits of ordinary decoding, nothing moves, nothing is missed."""
+
+import pytest
+import torch
+
+from gptoss_hooks import ablate, ban, force
+from gptoss_workbench import decoder, fixed_cache
+from gptoss_workbench.config import alternating_layers
+from gptoss_workbench.decoder import Decoder
+from gptoss_workbench.fixed_cache import FixedCache
+
+PROMPT = 11
+
+
+@pytest.fixture(params=["native", "reference"])
+def model(request, make_model):
+    return make_model(backend=request.param, num_hidden_layers=4, layer_types=alternating_layers(4))
+
+
+@pytest.fixture(autouse=True)
+def little_slack(monkeypatch):
+    """Windows of 8 move to the front every 5 tokens, so a short test sees it often."""
+    monkeypatch.setattr(fixed_cache, "SLACK", 5)
+
+
+def draw(rows, length, seed=0):
+    return torch.randint(3, 256, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def prefilled(model, tokens, mask):
+    cache = model.new_cache()
+    with torch.no_grad():
+        model(tokens, attention_mask=mask, past_key_values=cache, return_type=None)
+    return cache
+
+
+@pytest.fixture
+def ragged():
+    """Two rows, the second of 4 tokens behind padding; the second stands still for three steps."""
+    mask = torch.ones(2, PROMPT, dtype=torch.bool)
+    mask[1, :7] = False
+    steps = torch.ones(2, 24, dtype=torch.bool)
+    steps[1, 20:23] = False
+    return draw(2, PROMPT), mask, draw(2, 24, seed=1), steps
+
+
+def test_steps_have_the_bits_of_ordinary_decoding(model, ragged):
+    tokens, mask, more, on = ragged
+    plain = prefilled(model, tokens, mask)
+    fixed = Decoder(model, prefilled(model, tokens, mask), room=PROMPT + 24)
+    for i in range(24):
+        step, was = more[:, i : i + 1], on[:, i : i + 1]
+        with torch.no_grad():
+            wanted = model(step, attention_mask=was, past_key_values=plain)[:, -1]
+        found = fixed.step(step, was)
+        real = was[:, 0]
+        if model.backend == "native":
+            assert torch.equal(found[real], wanted[real])
+        torch.testing.assert_close(found[real], wanted[real])
+    assert fixed.cache.lengths.tolist() == plain.lengths.tolist() == [35, 25]
+    assert fixed.cache.seen == 35 and len(fixed.cache) == 35
+
+
+def test_nothing_moves(model, ragged):
+    tokens, mask, more, on = ragged
+    fixed = Decoder(model, prefilled(model, tokens, mask), room=PROMPT + 24)
+    places = [
+        each.data_ptr()
+        for layer in fixed.cache.layers
+        for each in (layer.k, layer.v, layer.positions, layer.place.next)
+    ]
+    for i in range(24):
+        fixed.step(more[:, i : i + 1], on[:, i : i + 1])
+    assert places == [
+        each.data_ptr()
+        for layer in fixed.cache.layers
+        for each in (layer.k, layer.v, layer.positions, layer.place.next)
+    ]
+    sliding, full = fixed.cache.layers[:2]
+    assert sliding.k.shape[1] == 7 + 5 and full.k.shape[1] == PROMPT + 24
+
+
+def test_chunks_go_through_a_fixed_cache_too(model, ragged):
+    tokens, mask, more, _ = ragged
+    fixed = FixedCache(prefilled(model, tokens, mask), model.config, room=PROMPT + 4)
+    plain = prefilled(model, tokens, mask)
+    with torch.no_grad():
+        found = model(more[:, :4], past_key_values=fixed)
+        wanted = model(more[:, :4], past_key_values=plain)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_full_cache_says_so(model, ragged):
+    tokens, mask, more, on = ragged
+    fixed = Decoder(model, prefilled(model, tokens, mask), room=PROMPT + 1)
+    fixed.step(more[:, :1], on[:, :1])
+    with pytest.raises(ValueError, match="12 places are used up; expected room for 1 more"):
+        fixed.step(more[:, 1:2], on[:, 1:2])
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Generation takes the decoder on this CPU too, and says how many steps it made."""
+    made, step = [], Decoder.step
+    monkeypatch.setattr(decoder, "worthwhile", lambda model: True)
+    monkeypatch.setattr(Decoder, "step", lambda *args: made.append(1) or step(*args))
+    return made
+
+
+@pytest.mark.parametrize("edits", [(), (ban(1), force(2, layers=1, tokens=slice(12, 15)))])
+def test_generation_writes_the_same(model, everywhere, monkeypatch, edits):
+    found = model.generate(draw(1, PROMPT), max_new_tokens=20, edits=edits, stop_at_eos=False)
+    assert len(everywhere) == 19
+    monkeypatch.undo()
+    wanted = model.generate(draw(1, PROMPT), max_new_tokens=20, edits=edits, stop_at_eos=False)
+    assert torch.equal(found, wanted)
+
+
+def test_an_edit_that_needs_python_takes_the_ordinary_way(model, everywhere, monkeypatch):
+    edits = [ablate("z", layers=1, heads=0)]
+    found = model.generate(draw(1, PROMPT), max_new_tokens=9, edits=edits, stop_at_eos=False)
+    assert not everywhere
+    monkeypatch.undo()
+    wanted = model.generate(draw(1, PROMPT), max_new_tokens=9, edits=edits, stop_at_eos=False)
+    assert torch.equal(found, wanted)
+
+
+def test_who_looks_is_shown_every_step(model, everywhere):
+    seen = []
+    with model.hooks([("blocks.1.hook_resid_post", lambda x, hook: seen.append(x.shape))]):
+        model.generate(draw(1, PROMPT), max_new_tokens=3, stop_at_eos=False)
+    assert [shape[1] for shape in seen] == [PROMPT, 1, 1] and not everywhere
+    handle = model.blocks[1].register_forward_hook(lambda *args: seen.append("block"))
+    model.generate(draw(1, PROMPT), max_new_tokens=3, stop_at_eos=False)
+    handle.remove()
+    assert seen.count("block") == 3 and not everywhere
+
+
+def test_programs_of_one_form_are_copied_to_where_a_graph_reads_them(model, ragged):
+    tokens, mask, more, on = ragged
+    fixed = Decoder(model, prefilled(model, tokens, mask), room=PROMPT + 24)
+
+    def programs(*edits):
+        with model.edited(*edits):
+            positions = fixed.cache.positions(on[:, :1])
+            return decoder.edit_scope.begin(model, more[:, :1], positions, fixed.cache, None)
+
+    fixed.step(more[:, :1], on[:, :1], programs(ban(1)))
+    held = fixed.programs[0].table
+    fixed.step(more[:, :1], on[:, :1], programs(ban(3)))
+    assert fixed.programs[0].table is held and held[0].nonzero().tolist() == [[3]]
+    fixed.step(more[:, :1], on[:, :1], programs(ban(3), ban(4)))
+    assert fixed.programs[0].table is not held

@@ -1,0 +1,138 @@
+"""A KV cache at fixed addresses: a decoded token writes into it without the host knowing where.
+
+A captured CUDA graph replays the same reads and writes, so tensors may neither move nor change
+shape, and the place of the next token is itself on the device. Places not yet written have position
+-1, which no query sees. Sliding layers hold their window and some slack; when that is used up the
+window moves to the front, between two steps.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gptoss_workbench.config import Config
+from gptoss_workbench.kv_cache import PAD, KVCache
+
+SLACK = 512
+"""Tokens a sliding layer takes before its window moves to the front."""
+
+
+class _Place:
+    """Where layers of one kind write next: a number here, and the same on the device."""
+
+    def __init__(self, used: int, places: int, device: torch.device):
+        self.places = places
+        self.next = torch.tensor([used], device=device)
+        self.used = used
+
+    def back_to(self, used: int) -> None:
+        self.used = used
+        self.next.fill_(used)
+
+
+class FixedLayer:
+    """One layer's keys and values [batch, place, kv_head, d_head] and their positions."""
+
+    def __init__(self, k: Tensor, v: Tensor, positions: Tensor, place: _Place):
+        self.place, held = place, k.shape[1]
+        shape = (k.shape[0], place.places)
+        self.k, self.v = (each.new_zeros((*shape, *each.shape[2:])) for each in (k, v))
+        self.positions = positions.new_full(shape, PAD)
+        self.seen = 0
+        for store, part in ((self.k, k), (self.v, v), (self.positions, positions)):
+            store[:, :held] = part
+
+    def extend(
+        self,
+        k: Float[Tensor, "batch pos kv_head d_head"],
+        v: Float[Tensor, "batch pos kv_head d_head"],
+        positions: Int[Tensor, "batch pos"],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Write a chunk at the next places; returns all places, written or not."""
+        at = self.place.next
+        if k.shape[1] > 1:
+            at = at + torch.arange(k.shape[1], device=at.device)
+        self.k.index_copy_(1, at, k)
+        self.v.index_copy_(1, at, v)
+        self.positions.index_copy_(1, at, positions)
+        self.seen += k.shape[1]
+        return self.k, self.v, self.positions
+
+    def keep_last(self, count: int, used: int) -> None:
+        """Move the last `count` of `used` places to the front."""
+        for store in (self.k, self.v, self.positions):
+            store[:, :count] = store[:, used - count : used].clone()
+        self.positions[:, count:] = PAD
+
+
+class FixedCache(KVCache):
+    """What `cache` holds, at fixed addresses, with room for `room` tokens in all."""
+
+    def __init__(self, cache: KVCache, config: Config, *, room: int):
+        super().__init__(config)
+        assert cache.lengths is not None
+        self.lengths, self.seen, self.history = cache.lengths.clone(), cache.seen, cache.history
+        self._voices, self._heard = cache._voices, cache._heard
+        windows = [layer.window for layer in cache.layers]
+        self.window = next((window for window in windows if window is not None), None)
+        held = {window: layer for window, layer in zip(windows, cache.layers, strict=True)}
+        self.places = {
+            window: _Place(_held(layer), _size(window, room, _held(layer)), cache.lengths.device)
+            for window, layer in held.items()
+        }
+        self.layers = []
+        for layer, window in zip(cache.layers, windows, strict=True):
+            assert layer.k is not None and layer.v is not None and layer.positions is not None
+            fixed = FixedLayer(layer.k, layer.v, layer.positions, self.places[window])
+            fixed.seen = layer.seen
+            self.layers.append(fixed)  # pyright: ignore[reportArgumentType]
+            layer.k = layer.v = None  # one copy at a time, not one a layer
+
+    def positions(self, mask: Tensor) -> Int[Tensor, "batch pos"]:
+        """Positions of a new chunk's real tokens (padding: -1); makes room for the chunk."""
+        self.make_room(mask.shape[1])
+        return super().positions(mask)
+
+    def make_room(self, tokens: int) -> None:
+        """Before a step: let sliding layers forget what no window reaches; raises when full."""
+        for window, place in self.places.items():
+            if place.used + tokens <= place.places:
+                continue
+            if window is None:
+                raise ValueError(
+                    f"FixedCache: {place.places} places are used up; expected room for "
+                    f"{tokens} more: give it the length of the whole text"
+                )
+            kept = min(window - 1, place.used)
+            for layer in self.layers:
+                if layer.place is place:  # pyright: ignore[reportAttributeAccessIssue]
+                    layer.keep_last(kept, place.used)  # pyright: ignore
+            place.back_to(kept)
+
+    def count(self, mask: Tensor) -> None:
+        """On the device: a chunk with this mask [batch, pos] is written."""
+        assert self.lengths is not None
+        self.lengths.add_(mask.sum(1))
+        for place in self.places.values():
+            place.next.add_(mask.shape[1])
+
+    def advance(self, mask: Tensor, tokens: Tensor | None = None, *, counted: bool = False) -> None:
+        """Count a chunk as seen; `counted` where the device has done its part in a graph."""
+        self.seen += mask.shape[1]
+        self.history.append((tokens, mask))
+        for place in self.places.values():
+            place.used += mask.shape[1]
+        if not counted:
+            self.count(mask)
+        for layer in self.layers:
+            layer.seen = self.seen
+
+
+def _held(layer) -> int:
+    return layer.k.shape[1]
+
+
+def _size(window: int | None, room: int, held: int) -> int:
+    if window is None:
+        return max(room, held)
+    return min(max(room, held), max(held, window - 1) + SLACK)
