@@ -34,10 +34,12 @@ def instructions() -> str:
     return ""
 
 
-def store(name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """Write results/<name>-<machine>.csv."""
+def store(
+    name: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, on: str | None = None
+) -> Path:
+    """Write results/<name>-<machine>.csv; `on` names the machine where it is not this CPU."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{machine()}.csv"
+    path = RESULTS / f"{name}-{on or machine()}.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
