@@ -82,7 +82,7 @@ def _row(x_ptr, d, eps, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     at = tl.program_id(0).to(tl.int64) * d + i
     x = tl.load(x_ptr + at, mask=i < d, other=0.0).to(tl.float32)
-    scale = tl.sqrt_rn(tl.div_rn(tl.sum(x * x, 0), d.to(tl.float32)) + eps)
+    scale = tl.sqrt_rn(tl.div_rn(tl.sum(x * x, 0), tl.cast(d, tl.float32)) + eps)
     return x, at, i, scale
 
 

@@ -1,4 +1,4 @@
-"""What the compile gate judges: one call of an operation at gpt-oss's shapes, and its useful work."""
+"""What the compile gate judges: a call at gpt-oss's true shapes, and the useful work in it."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
