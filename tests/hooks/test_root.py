@@ -1,5 +1,7 @@
 """The root of a hooked model: names in, functions on, everything off again."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -258,3 +260,22 @@ def test_reset_at_a_level_takes_off_that_level_alone(toy):
 def test_a_cache_run_refuses_to_leave_its_hooks_on(toy, x):
     with pytest.raises(ValueError, match="add_hook"):
         toy.run_with_cache(x, reset_hooks_end=False)
+
+
+def test_another_point_in_the_place_of_one_is_the_one_that_is_called():
+    class Model(HookedRoot):
+        def __init__(self):
+            super().__init__()
+            self.hook_x = HookPoint("batch")
+            self.setup()
+
+        def forward(self, x):
+            return self.hook_x(x)
+
+    model, seen = Model(), []
+    model.hook_x = HookPoint("batch")
+    model.hook_x.add_hook(lambda x, hook: seen.append(x))
+    model(torch.zeros(1))
+    twin = copy.deepcopy(model)
+    twin(torch.ones(1))
+    assert len(seen) == 2 and twin.hook_x is twin._modules["hook_x"] is not model.hook_x
