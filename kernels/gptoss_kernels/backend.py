@@ -24,7 +24,7 @@ from gptoss_kernels import (
 )
 
 NAMES = ("native", "triton", "reference")
-"""All backends, fastest first; on a CPU Triton runs interpreted, and comes last."""
+"""All backends, fastest first."""
 
 
 class Backend(NamedTuple):
@@ -59,9 +59,12 @@ REFERENCE = Backend(
 
 
 def available(device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """Names of the backends that can run on `device`, fastest first."""
+    """Names of the backends made for `device` that can run here, fastest first.
+
+    Triton's interpreter is not among them: on a CPU `select("triton")` takes it, and nothing else.
+    """
     kind = torch.device(device).type
-    names = sorted(NAMES, key=lambda name: name == "triton" and kind == "cpu")
+    names = [name for name in NAMES if (name, kind) != ("triton", "cpu")]
     return tuple(name for name in names if why_missing(name, kind) is None)
 
 
