@@ -10,15 +10,10 @@ A stand-in for the driver answers for the target, so tiles, specialisation on ar
 are those of the target. The process must not have set TRITON_INTERPRET=1.
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
-
-os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir()) / "gptoss-triton"))
 
 import devices
 import ptx_machine
