@@ -22,6 +22,7 @@ from gptoss_kernels import (
     route_edited,
     unembed,
 )
+from gptoss_kernels.moe import as_stored
 
 NAMES = ("native", "triton", "reference")
 """All backends, fastest first."""
@@ -43,6 +44,8 @@ class Backend(NamedTuple):
     """choose and weigh under a RouteProgram; the plain body reads the same tensors"""
     lens: Callable = lens.lens
     """what residuals say of the next token, logits never stored"""
+    pack_experts: Callable = as_stored
+    """`Experts` of a layer in the order that `moe` here reads, made once when a model is loaded"""
 
 
 REFERENCE = Backend(

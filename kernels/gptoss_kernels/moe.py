@@ -29,6 +29,11 @@ class Experts(NamedTuple):
     down_bias: Float[Tensor, "expert d_model"]
 
 
+def as_stored(experts: Experts) -> Experts:
+    """The checkpoint's own order serves as it is."""
+    return experts
+
+
 class ExpertTap(NamedTuple):
     """Where a caller may look into `moe`; None costs nothing. All are [batch, pos, k, ...]."""
 

@@ -60,6 +60,7 @@ def test_an_unknown_backend_lists_the_known_ones():
 def test_a_backend_that_is_not_here_says_what_is(monkeypatch):
     from gptoss_kernels import backend
 
+    monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.setattr(backend, "available", lambda device="cpu": ("reference",))
     with pytest.raises(ValueError, match=r"'triton' is not available on cpu.*Here are reference"):
         GptOss(TINY, {}, backend="triton")

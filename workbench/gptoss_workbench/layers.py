@@ -15,6 +15,11 @@ from gptoss_kernels.route_edited import RouteProgram, RouteTap
 from gptoss_workbench.config import Config
 from gptoss_workbench.kv_cache import KVCache
 
+EXPERT_PARTS = tuple(
+    f"{half}_proj_{part}" for half in ("gate_up", "down") for part in ("blocks", "scales", "bias")
+)
+"""What the checkpoint calls the fields of `Experts`, in their order."""
+
 Turn = tuple[Tensor, Tensor]
 """cos and sin of every position, [batch, pos, d_head / 2]"""
 
@@ -202,14 +207,11 @@ class Attention(nn.Module):
 
 
 class ExpertLayer(nn.Module):
-    """Router and packed experts. A slot is one of a token's k chosen experts, best first."""
+    """Router and packed experts. A slot is one of a token's k chosen experts, best first.
 
-    gate_up_proj_blocks: nn.Parameter
-    gate_up_proj_scales: nn.Parameter
-    gate_up_proj_bias: nn.Parameter
-    down_proj_blocks: nn.Parameter
-    down_proj_scales: nn.Parameter
-    down_proj_bias: nn.Parameter
+    Experts are parameters with the checkpoint's names, or buffers in an order that a backend packs
+    them in, once and without loss; never both.
+    """
 
     def __init__(self, config: Config, layer: int, tensors: Mapping[str, Tensor], ops: Backend):
         super().__init__()
@@ -225,22 +227,36 @@ class ExpertLayer(nn.Module):
         self.hook_expert_up = HookPoint(*slot, "d_ff", dtype=torch.float32)
         self.hook_expert_post = HookPoint(*slot, "d_ff")
         self.hook_expert_out = HookPoint(*slot, "d_model", dtype=torch.float32)
-        for half in ("gate_up_proj", "down_proj"):
-            for part in ("blocks", "scales", "bias"):
-                tensor = tensors[f"{name}.experts.{half}_{part}"]
-                self.register_parameter(f"{half}_{part}", frozen(tensor))
+        packed = ops.pack_experts(Experts(*(tensors[f"{name}.experts.{p}"] for p in EXPERT_PARTS)))
+        if isinstance(packed, Experts):
+            for part, tensor in zip(EXPERT_PARTS, packed, strict=True):
+                self.register_parameter(part, frozen(tensor))
+        else:
+            for part, tensor in packed._asdict().items():
+                if isinstance(tensor, Tensor):
+                    self.register_buffer(f"packed_{part}", tensor)
+        self._order = packed._replace(
+            **{n: None for n, part in packed._asdict().items() if isinstance(part, Tensor)}
+        )
 
     @property
     def experts(self) -> Experts:
-        """The packed weights in the order the kernels take them."""
-        return Experts(
-            self.gate_up_proj_blocks,
-            self.gate_up_proj_scales,
-            self.gate_up_proj_bias,
-            self.down_proj_blocks,
-            self.down_proj_scales,
-            self.down_proj_bias,
+        """The packed weights as the kernels take them."""
+        if isinstance(self._order, Experts):
+            return Experts(*(getattr(self, part) for part in EXPERT_PARTS))
+        return self._order._replace(
+            **{
+                n: getattr(self, f"packed_{n}")
+                for n, p in self._order._asdict().items()
+                if p is None
+            }
         )
+
+    def stored(self, experts: slice = slice(None)) -> Experts:
+        """Experts as in the checkpoint: views, or copies where a backend reordered them."""
+        own = self.experts
+        some = type(own)(*(part[experts] if isinstance(part, Tensor) else part for part in own))
+        return some if isinstance(some, Experts) else some.unpack()
 
     def forward(
         self, x: Float[Tensor, "batch pos d_model"], program: RouteProgram | None = None

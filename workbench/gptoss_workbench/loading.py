@@ -6,6 +6,7 @@ import torch
 
 from gptoss_workbench import checkpoint as checkpoints
 from gptoss_workbench.model import GptOss
+from gptoss_workbench.moving import Moving
 from gptoss_workbench.tokenizer import Tokenizer
 
 
@@ -36,9 +37,10 @@ def load(
     dtype = dtype or torch.bfloat16
     checkpoints.check_memory(opened.config, dtype_bytes=dtype.itemsize, device=device)
     found = opened.tokenizer_path
+    mapped = opened.tensors()
     return GptOss(
         opened.config,
-        opened.tensors(),
+        mapped if device.type == "cpu" else Moving(mapped, device),
         dtype=dtype,
         device=device,
         backend=backend,

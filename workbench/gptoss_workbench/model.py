@@ -23,8 +23,9 @@ from gptoss_workbench import edit_scope
 from gptoss_workbench.config import Config
 from gptoss_workbench.generate import GenerateMixin
 from gptoss_workbench.kv_cache import KVCache
-from gptoss_workbench.layers import Block, Norm, frozen
+from gptoss_workbench.layers import EXPERT_PARTS, Block, Norm, frozen
 from gptoss_workbench.lens_config import lens_config
+from gptoss_workbench.moving import Moving
 from gptoss_workbench.text import Batch, Text, as_mask
 from gptoss_workbench.tokenizer import Tokenizer
 from gptoss_workbench.weights import WeightViews
@@ -86,8 +87,8 @@ class GptOss(WeightViews, GenerateMixin):
             )
         device = torch.device(device)
         ops = kernels.select(backend, device)
-        if device.type != "cpu":
-            tensors = {key: tensor.to(device) for key, tensor in tensors.items()}
+        if device.type != "cpu" and not isinstance(tensors, Moving):
+            tensors = Moving(dict(tensors), device)
         self.config, self.activation_dtype, self.backend = config, dtype, ops.name
         self.tokenizer, self.name, self.fingerprint = tokenizer, name, fingerprint
         self.generation_config = dict(generation_config or {})
@@ -278,7 +279,13 @@ class GptOss(WeightViews, GenerateMixin):
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All weights under their Hugging Face names, experts packed."""
-        return {_checkpoint_name(name): tensor.data for name, tensor in self.named_parameters()}
+        found = {_checkpoint_name(name): tensor.data for name, tensor in self.named_parameters()}
+        for layer, block in enumerate(self.blocks):
+            name = f"model.layers.{layer}.mlp.experts"
+            if f"{name}.{EXPERT_PARTS[0]}" not in found:
+                parts = zip(EXPERT_PARTS, block.mlp.stored(), strict=True)
+                found |= {f"{name}.{part}": tensor for part, tensor in parts}
+        return found
 
     def train(self, mode: bool = True) -> "GptOss":
         """Stay in evaluation mode: the weights are frozen and nothing here is random."""

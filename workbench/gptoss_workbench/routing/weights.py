@@ -93,8 +93,9 @@ def gate_cosine(model: Any, *, layers: Sequence[int] | None = None) -> Table:
 
 def neurons(mlp: Any, expert: int) -> Float[Tensor, "d_ff inner"]:
     """An expert's neurons, one a row: gate row, up row and down column; decoded, float32."""
-    gate_up = unpack(mlp.gate_up_proj_blocks[expert], mlp.gate_up_proj_scales[expert])
-    down = unpack(mlp.down_proj_blocks[expert], mlp.down_proj_scales[expert])
+    own = mlp.stored(slice(expert, expert + 1))
+    gate_up = unpack(own.gate_up_blocks[0], own.gate_up_scales[0])
+    down = unpack(own.down_blocks[0], own.down_scales[0])
     return torch.cat([gate_up[0::2], gate_up[1::2], down.mT], -1)
 
 
