@@ -3,7 +3,12 @@
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+DECODING = {"sm_80": 3.6, "sm_90": 4.6}
+"""`most` for decoding MXFP4: beyond it the integer units are slower than the memory."""
+ATTENDING = {"sm_80": 2400, "sm_90": 2400}
+"""`most` for attention."""
 
 
 class Case(NamedTuple):
@@ -16,14 +21,18 @@ class Case(NamedTuple):
     call: Callable[[], object]
     """the operation at true shapes on CPU tensors; nothing runs, so `torch.empty` will do"""
     flop: float = 0
-    """useful FLOP of one turn of the main loop of one program"""
+    """useful FLOP of one turn of the main loop of one program (of all of it if there is none)"""
     nbytes: float = 0
     """bytes that turn must read from memory"""
     weights: int = 0
     """MXFP4 weights decoded in it"""
     scores: int = 0
     """attention scores computed in it"""
-    arch: Mapping[str, Mapping[str, float]] = {}
+    turns: int = 1
+    """turns of the source's loop that the compiled loop holds, if it is unrolled"""
+    most: Mapping[str, float] = {}
+    """for a target, the most instructions: of lanes per weight, of warps per 64 × 64 scores"""
+    arch: Mapping[str, Mapping[str, Any]] = {}
     """for a target (as in `devices.TARGETS`), what differs there: {"sm_90": {"flop": ...}}"""
 
     def on(self, target: str) -> "Case":
