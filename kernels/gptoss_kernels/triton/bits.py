@@ -15,13 +15,13 @@ def narrow(x: np.ndarray) -> np.ndarray:
     """
     if x.dtype == np.float64:
         x = _to_odd(x)
-    u = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    u = np.asarray(x, dtype=np.float32, order="C").view(np.uint32)
     rounded = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(x), np.uint16(0x7FC0), rounded)
 
 
 def _to_odd(x: np.ndarray) -> np.ndarray:
-    nearest = np.ascontiguousarray(x.astype(np.float32))
+    nearest = x.astype(np.float32, order="C")
     inexact = nearest.astype(np.float64) != x
     away = np.abs(nearest.astype(np.float64)) > np.abs(x)
     u = nearest.view(np.uint32)

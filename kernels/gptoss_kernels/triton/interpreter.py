@@ -4,11 +4,13 @@ As shipped (Triton 3.9) it holds bfloat16 as uint16 and adds, multiplies, compar
 bit patterns as integers without an error; float32 to bfloat16 truncates instead of rounding to
 nearest even; `dot_scaled` squeezes bfloat16 through float16; inline assembly raises. Upstream does
 not support bfloat16 there (triton issue 11584), so this is mended here: arithmetic widens to
-float32 and rounds once an operation, sums and scans widen and round at their end.
+float32 and rounds once an operation, sums and scans widen and round at their end. Dots add in
+float64 and round once: a BLAS would sum a row differently from place to place in a tile.
 """
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import triton.language as tl
@@ -18,7 +20,7 @@ from gptoss_kernels.triton import inline_ptx
 from gptoss_kernels.triton.bits import narrow, widen
 
 Handle = stock.TensorHandle
-Builder = stock.InterpreterBuilder
+Builder: Any = stock.InterpreterBuilder
 ON_BITS = {np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.left_shift, np.right_shift}
 CASTS = (
     "create_fp_ext", "create_fp_trunc", "create_si_to_fp", "create_ui_to_fp", "create_fp_to_si",
@@ -99,8 +101,10 @@ def _products() -> None:
     plain_dot, plain_value = Builder.create_dot, stock._mxfp_value_handle_to_float32
 
     def dot(self, a, b, d, precision, imprecise):
-        a, b = (Handle(widen(h.data), tl.float32) if _is_bf16(h) else h for h in (a, b))
-        return plain_dot(self, a, b, d, precision, imprecise)
+        if not all(h.dtype.scalar in (tl.bfloat16, tl.float32) for h in (a, b, d)):
+            return plain_dot(self, a, b, d, precision, imprecise)
+        a, b = (widen(h.data) if _is_bf16(h) else h.data for h in (a, b))
+        return Handle((a.astype(np.float64) @ b + d.data).astype(d.data.dtype), d.dtype.scalar)
 
     def value(handle):
         return widen(handle.data) if _is_bf16(handle) else plain_value(handle)
@@ -125,7 +129,8 @@ def _widened(reduce: Callable) -> Callable:
         def back(t):
             if t.dtype.scalar != tl.float32:
                 return t
-            return self.to_tensor(narrow(t.handle.data), tl.bfloat16)
+            kind = tl.block_type(tl.bfloat16, t.shape) if t.type.is_block() else tl.bfloat16
+            return tl.core.tensor(Handle(narrow(t.handle.data), tl.bfloat16), kind)
 
         if isinstance(result, tuple | list):
             pairs = zip(result, narrow_ones, strict=True)

@@ -5,7 +5,7 @@ memory, inline assembly. Every access is checked against the tensors given; memo
 start as NaN; what an asynchronous copy brings appears as late as the code allows, or as early.
 Warps of a block run in lock-step, or one after another up to each barrier, so that a barrier that
 is missing shows. sm_80 to sm_89 and sm_120; wgmma, tcgen05 and TMA raise NotImplementedError.
-Products of mma are summed in float32 in numpy's order, which no GPU promises.
+An mma's products and its sum are added in float64 and rounded once, which no GPU promises.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -25,11 +25,14 @@ def _multiply(each: Instruction, program: Program) -> Step:
     c = [source(name, "f32", program) for name in members(each.operands[3])]
 
     def step(lanes, mask) -> None:
-        left = _fragment(lanes, a).reshape(-1, 8, 4, 2, 2, 2)  # [warp, row, col, col 8, row 8, h]
+        left = (
+            _fragment(lanes, a).astype(np.float64).reshape(-1, 8, 4, 2, 2, 2)
+        )  # [warp, row, col, col 8, row 8, h]
         left = left.transpose(0, 4, 1, 3, 2, 5).reshape(-1, 16, 16)
         right = _fragment(lanes, b).transpose(0, 3, 2, 4, 1).reshape(-1, 16, 8)
         sums = np.stack([lanes.every(read(lanes)) for read in c], 1).reshape(-1, 8, 4, 2, 2)
-        out = left @ right + sums.transpose(0, 3, 1, 2, 4).reshape(-1, 16, 8)
+        # in float64, so that where a row stands in a fragment does not change its sum
+        out = (left @ right + sums.transpose(0, 3, 1, 2, 4).reshape(-1, 16, 8)).astype(np.float32)
         out = out.reshape(-1, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(-1, 4)
         for j, write in enumerate(writes):
             write(lanes, np.ascontiguousarray(out[:, j]), mask)
