@@ -1,6 +1,7 @@
 """Compiled PTX runs right on the CPU, and no fault put into it goes unnoticed."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ TARGETS = ("sm_80", "sm_120")
 
 @pytest.fixture(scope="module")
 def outcomes(compiling, verify) -> list[dict]:
-    done = compiling(verify("ptx_faults").__file__.replace("ptx_faults", "probe"))
+    done = compiling(Path(verify("ptx_faults").__file__).with_name("probe.py"))
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -1,0 +1,65 @@
+"""The compile gate: every case passes on every target, and what should not pass does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+SPILLING = """
+import json, sys
+import devices, gate, offline, probe, torch
+from case import Case
+from gptoss_kernels.triton.launch import launch
+
+def call():
+    x, y = torch.empty(128, 512, dtype=torch.bfloat16), torch.empty(128, 128)
+    launch(probe.spilling, (1,), x, x, y, 512, SIZE=128, num_warps=1)
+
+case = Case("spills", "spilling", call, flop=2 * 128 * 128 * 32)
+print(json.dumps(gate.judge(case, sys.argv[1])._asdict()))
+"""
+SLOW = """
+import json
+import gate
+from case import collect
+
+case = next(case for case in collect() if case.name == "rotation of queries")
+changed = [case._replace(weights=1, most={"sm_80": 1.0}), case._replace(flop=1.0),
+           case._replace(kernel="another"), case._replace(call=lambda: None)]
+print(json.dumps([gate.judge(each, "sm_80").faults for each in [case, *changed]]))
+"""
+
+
+@pytest.mark.compile
+def test_a_kernel_that_spills_is_refused(compiling):
+    done = compiling("-c", SPILLING, "sm_80")
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads(done.stdout)
+    assert verdict["stack"] > 0 and verdict["mma"] == "HMMA"
+    assert any("bytes of stack" in fault for fault in verdict["faults"])
+    assert any("spills in the main loop" in fault for fault in verdict["faults"])
+
+
+def test_what_a_case_demands_is_judged(compiling):
+    done = compiling("-c", SLOW)
+    assert done.returncode == 0, done.stderr
+    right, slow, without, missing, nothing = json.loads(done.stdout)
+    assert right == []
+    assert any("the ceiling is 1.0" in fault for fault in slow)
+    assert any("no matrix instructions" in fault for fault in without)
+    assert missing == ["another was not started, only _kernel"]
+    assert nothing == ["_kernel was not started, only "]
+
+
+@pytest.mark.compile
+def test_every_case_passes_on_every_target(compiling, verify):
+    done = compiling(Path(verify("case").__file__).with_name("gate.py"))
+    refused = [line for line in done.stdout.splitlines() if not line.endswith(": passes")]
+    assert (refused, done.returncode) == ([], 0), done.stderr
+
+
+@pytest.mark.compile
+def test_the_report_is_current(compiling, verify):
+    report = Path(verify("case").__file__).with_name("report.py")
+    done = compiling(report, "--check")
+    assert done.returncode == 0, done.stderr
