@@ -1,0 +1,208 @@
+"""Gradients of attention: a row's shares are made again from its lse, a tile at a time.
+
+    p  = 2^(x - lse)    with x = q · k log2(e) / sqrt(d_head)
+    ds = p (grad · v - mean) / sqrt(d_head)    mean = grad · z + sink grad_sink
+    dq = Σ_k ds k    dk = Σ_q ds q    dv = Σ_q p grad    d sink = Σ share (grad_share - mean)
+
+One kernel goes over keys for dq, one over queries, in the order of positions and all heads of a
+group together, for dk and dv; nothing is summed by atomics. Gradients of cubes that somebody
+looked at are plain torch: such a call holds cubes anyway.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gptoss_kernels.triton.attention_call import (
+    Mixed,
+    Seen,
+    alike,
+    scale_of,
+    size_of,
+    strides,
+    width,
+)
+from gptoss_kernels.triton.attention_kernels import (
+    keys_of_tile,
+    load_rows,
+    own_rows,
+    position_of,
+    product,
+    sees,
+    slots_seen,
+)
+from gptoss_kernels.triton.attention_places import FAR, find_places
+from gptoss_kernels.triton.launch import launch
+
+ALIGN = 64
+
+
+def of_attention(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor], seen: Seen, out: Mixed,
+    grad: Tensor, grad_mass: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients to q, k, v and sinks, each in the dtype of its own."""
+    assert out.z is not None
+    q, k, v, grad = alike(*inputs[:3], grad.to(inputs[0].dtype))
+    batch, n_query, heads, d_head = q.shape
+    n_key, kv_heads = k.shape[1:3]
+    mean = (grad.float() * out.z.float()).sum(-1).transpose(1, 2) + out.mass * grad_mass
+    mean = mean.contiguous()
+    to_q, (to_k, to_v) = q.new_empty(q.shape), k.new_zeros((2, *k.shape))
+    grad = grad.contiguous()
+    group, size = heads // max(1, kv_heads), size_of("attention_gradient", q, n_query)
+    shared = dict(
+        G=group, D=d_head, BLOCK_D=width(d_head), WINDOWED=seen.window is not None,
+        ROWS=size.rows, KEYS=size.cols, num_warps=size.warps, num_stages=size.stages,
+    )  # fmt: skip
+    sizes = (n_query, n_key, seen.places.place.shape[1], kv_heads, seen.reach, scale_of(q),
+             1 / math.sqrt(d_head), *strides(q, k, v))  # fmt: skip
+    given = (q, k, v, grad, out.lse, mean, seen.hidden)
+    launch(_query_kernel, (triton.cdiv(n_query * group, size.rows), kv_heads, batch), *given,
+           seen.query_pos, *seen.places, to_q, *sizes, **shared)  # fmt: skip
+    queries = find_places(seen.query_pos, ALIGN)
+    slots = seen.places.place.shape[1]
+    launch(_key_kernel, (triton.cdiv(slots, size.cols), kv_heads, batch), *given,
+           *queries, *seen.places, to_k, to_v, queries.place.shape[1], *sizes,
+           **shared)  # fmt: skip
+    to_sinks = (out.mass * (grad_mass - mean)).sum((0, 2))
+    found = (to_q, to_k, to_v, to_sinks)
+    return tuple(to.to(x.dtype) for to, x in zip(found, inputs, strict=True))  # pyright: ignore
+
+
+@triton.jit
+def _query_kernel(
+    q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, mean_ptr, hidden_ptr,
+    query_pos_ptr, place_ptr, position_ptr, bounds_ptr, to_q_ptr,
+    n_query, n_key, slots, kv_heads, window, exponent, scale,
+    q_batch, q_step, k_batch, k_step, v_batch, v_step,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOWED: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    kv, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    query, member, live = own_rows(tile, n_query, G, ROWS)
+    head, heads = kv * G + member, kv_heads * G
+    pos = position_of(query_pos_ptr, batch, query, n_query, live)
+    q = load_rows(q_ptr + batch * q_batch, query * q_step + head * D, live, D, BLOCK_D)
+    own = ((batch * n_query + query) * heads + head) * D
+    grad = load_rows(grad_ptr, own, live, D, BLOCK_D)
+    row = (batch * heads + head) * n_query + query
+    lse = tl.load(lse_ptr + row, mask=live, other=0.0)
+    mean = tl.load(mean_ptr + row, mask=live, other=0.0)
+    k_ptr, v_ptr = k_ptr + batch * k_batch + kv * D, v_ptr + batch * v_batch + kv * D
+    place_ptr, position_ptr = place_ptr + batch * slots, position_ptr + batch * slots
+    low, high = slots_seen(bounds_ptr, batch, pos, window, WINDOWED, KEYS)
+    to_q = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for start in range(low, high, KEYS):
+        slot = start + tl.arange(0, KEYS)
+        at, key_pos = keys_of_tile(place_ptr, position_ptr, bounds_ptr, batch, slot)
+        k = load_rows(k_ptr, at.to(tl.int64) * k_step, key_pos < FAR, D, BLOCK_D)
+        v = load_rows(v_ptr, at.to(tl.int64) * v_step, key_pos < FAR, D, BLOCK_D)
+        x = product(q, k.T, tl.zeros([ROWS, KEYS], tl.float32))
+        seen = sees(pos[:, None], key_pos[None, :], window, WINDOWED)
+        if hidden_ptr is not None:
+            near = hidden_ptr + (batch * heads + head)[:, None] * n_key + at[None, :]
+            seen = seen & (tl.load(near, mask=live[:, None], other=1) == 0)
+        p = tl.where(seen, tl.exp2(x * exponent - lse[:, None]), 0.0)
+        to_p = product(grad, v.T, tl.zeros([ROWS, KEYS], tl.float32))
+        to_q = product((p * (to_p - mean[:, None])).to(k.dtype), k, to_q)
+    d = tl.arange(0, BLOCK_D)
+    there = live[:, None] & (d < D)[None, :]
+    kind = to_q_ptr.dtype.element_ty
+    tl.store(to_q_ptr + own[:, None] + d[None, :], (to_q * scale).to(kind), mask=there)
+
+
+@triton.jit
+def _key_kernel(
+    q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, mean_ptr, hidden_ptr,
+    query_place_ptr, query_position_ptr, query_bounds_ptr,
+    place_ptr, position_ptr, bounds_ptr, to_k_ptr, to_v_ptr, query_slots,
+    n_query, n_key, slots, kv_heads, window, exponent, scale,
+    q_batch, q_step, k_batch, k_step, v_batch, v_step,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOWED: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    kv, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    slot = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    at, key_pos = keys_of_tile(
+        place_ptr + batch * slots, position_ptr + batch * slots, bounds_ptr, batch, slot
+    )
+    real, heads = key_pos < FAR, kv_heads * G
+    k = load_rows(k_ptr + batch * k_batch + kv * D, at.to(tl.int64) * k_step, real, D, BLOCK_D)
+    v = load_rows(v_ptr + batch * v_batch + kv * D, at.to(tl.int64) * v_step, real, D, BLOCK_D)
+    query_place_ptr += batch * query_slots
+    query_position_ptr += batch * query_slots
+    low, high = _queries_seeing(query_bounds_ptr, batch, key_pos, window, WINDOWED)
+    to_k, to_v = tl.zeros([KEYS, BLOCK_D], tl.float32), tl.zeros([KEYS, BLOCK_D], tl.float32)
+    for start in range(low * G // ROWS * ROWS, high * G, ROWS):
+        row = start + tl.arange(0, ROWS)
+        query, pos = keys_of_tile(
+            query_place_ptr, query_position_ptr, query_bounds_ptr, batch, row // G
+        )
+        head, live = kv * G + row % G, pos < FAR
+        pos, query = tl.where(live, pos, -1), query.to(tl.int64)
+        q = load_rows(q_ptr + batch * q_batch, query * q_step + head * D, live, D, BLOCK_D)
+        own = ((batch * n_query + query) * heads + head) * D
+        grad = load_rows(grad_ptr, own, live, D, BLOCK_D)
+        line = (batch * heads + head) * n_query + query
+        lse = tl.load(lse_ptr + line, mask=live, other=0.0)
+        mean = tl.load(mean_ptr + line, mask=live, other=0.0)
+        x = product(k, q.T, tl.zeros([KEYS, ROWS], tl.float32))
+        seen = sees(pos[None, :], key_pos[:, None], window, WINDOWED)
+        if hidden_ptr is not None:
+            near = hidden_ptr + (batch * heads + head)[None, :] * n_key + at[:, None]
+            seen = seen & (tl.load(near) == 0)
+        p = tl.where(seen, tl.exp2(x * exponent - lse[None, :]), 0.0)
+        to_v = product(p.to(grad.dtype), grad, to_v)
+        to_p = product(v, grad.T, tl.zeros([KEYS, ROWS], tl.float32))
+        to_k = product((p * (to_p - mean[None, :])).to(q.dtype), q, to_k)
+    d = tl.arange(0, BLOCK_D)
+    place = ((batch * n_key + at) * kv_heads + kv)[:, None] * D + d[None, :]
+    there, kind = real[:, None] & (d < D)[None, :], to_k_ptr.dtype.element_ty
+    tl.store(to_k_ptr + place, (to_k * scale).to(kind), mask=there)
+    tl.store(to_v_ptr + place, to_v.to(kind), mask=there)
+
+
+@triton.jit
+def _queries_seeing(bounds_ptr, batch, key_pos, window, WINDOWED: tl.constexpr):
+    """First and end of the query slots that see any of some keys."""
+    base = tl.load(bounds_ptr + batch * 4)
+    low, high = tl.load(bounds_ptr + batch * 4 + 1), tl.load(bounds_ptr + batch * 4 + 2)
+    latest = tl.max(tl.where(key_pos < FAR, key_pos, -1), 0)
+    if tl.load(bounds_ptr + batch * 4 + 3) != 0:
+        low = tl.maximum(low, tl.min(key_pos, 0) - base)
+        if WINDOWED:
+            high = tl.minimum(high, latest + window - base)
+    none = latest < 0  # pyright: ignore[reportOperatorIssue]
+    return tl.where(none, 0, low), tl.where(none, 0, high)
+
+
+# ---- cubes ---------------------------------------------------------------------------------------
+
+
+def of_softmax(
+    pattern: Tensor, mass: Tensor, grad: Tensor, grad_mass: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients to scores and to sinks [head]; the sink is one more score."""
+    mean = (pattern * grad).sum(-1) + mass * grad_mass
+    return pattern * (grad - mean[..., None]), (mass * (grad_mass - mean)).sum((0, 2))
+
+
+def of_scores(q: Tensor, k: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients to queries and keys; `grad` is 0 where a key is hidden."""
+    grad = grad.unflatten(1, (k.shape[2], -1)) / math.sqrt(q.shape[3])
+    grouped = q.float().unflatten(2, (k.shape[2], -1))  # [batch, query, kv_head, group, d_head]
+    to_q = torch.einsum("bngqk,bknd->bqngd", grad, k.float()).flatten(2, 3)
+    return to_q.to(q.dtype), torch.einsum("bngqk,bqngd->bknd", grad, grouped).to(k.dtype)
+
+
+def of_mixture(pattern: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients to pattern and values."""
+    shares = pattern.unflatten(1, (v.shape[2], -1))
+    grouped = grad.float().unflatten(2, (v.shape[2], -1))
+    to_pattern = torch.einsum("bqngd,bknd->bngqk", grouped, v.float()).flatten(1, 2)
+    return to_pattern, torch.einsum("bngqk,bqngd->bknd", shares, grouped).to(v.dtype)

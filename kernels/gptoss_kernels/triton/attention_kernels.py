@@ -1,0 +1,229 @@
+"""Attention forward: scores, softmax and mixing fused, a tile of rows at a time.
+
+A row is one query of one head; the heads that share keys lie side by side in a tile. Keys come in
+slots (attention_places.py). Softmax runs online within SPLIT slots, m the maximum so far,
+
+    l = Σ 2^(x - m)    y = Σ 2^(x - m) v    with x = q · k log2(e) / sqrt(d_head),
+
+and the splits are merged in order, the sink last. One program goes through all splits of its rows,
+or, where few rows have many keys, a program takes one split and another merges: the same sums in
+the same order, so the same bits. Slots that a row does not see add exactly 0.
+"""
+
+import triton
+import triton.language as tl
+
+from gptoss_kernels.triton.attention_places import FAR
+
+
+@triton.jit
+def _halves(x):
+    high = x.to(tl.bfloat16)
+    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def product(a, b, acc):
+    """acc + a · b; float32 factors as two bfloat16 each, less the product of the low parts."""
+    if a.dtype == tl.bfloat16 and b.dtype == tl.bfloat16:
+        return tl.dot(a, b, acc)
+    high, low = _halves(a)
+    if b.dtype == tl.bfloat16:
+        return tl.dot(high, b, tl.dot(low, b, acc))
+    other_high, other_low = _halves(b)
+    acc = tl.dot(high, other_low, tl.dot(low, other_high, acc))
+    return tl.dot(high, other_high, acc)
+
+
+@triton.jit
+def sees(query_pos, key_pos, window, WINDOWED: tl.constexpr):
+    """Positions that broadcast; padding among queries is -1, among keys FAR."""
+    seen = key_pos <= query_pos
+    if WINDOWED:
+        seen = seen & (key_pos > query_pos - window)
+    return seen
+
+
+@triton.jit
+def own_rows(tile, n_query, G: tl.constexpr, ROWS: tl.constexpr):
+    """Query and head within the group of each row of a tile, and whether it is there."""
+    row = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    query = row // G
+    return query, row - query * G, query < n_query
+
+
+@triton.jit
+def position_of(pos_ptr, batch, query, n_query, live):
+    pos = tl.load(pos_ptr + batch * n_query + query, mask=live, other=-1).to(tl.int32)
+    return tl.maximum(pos, -1)
+
+
+@triton.jit
+def load_rows(x_ptr, start, there, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[row, d_head]; zeros where no row is there."""
+    d = tl.arange(0, BLOCK_D)
+    at = x_ptr + start.to(tl.int64)[:, None] + d[None, :]
+    if D == BLOCK_D:
+        return tl.load(at, mask=there[:, None], other=0.0)
+    return tl.load(at, mask=there[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def slots_seen(bounds_ptr, batch, pos, window, WINDOWED: tl.constexpr, KEYS: tl.constexpr):
+    """First (of a whole tile) and end of the slots that any query at `pos` sees."""
+    base = tl.load(bounds_ptr + batch * 4)
+    low, high = tl.load(bounds_ptr + batch * 4 + 1), tl.load(bounds_ptr + batch * 4 + 2)
+    latest = tl.max(pos, 0)
+    if tl.load(bounds_ptr + batch * 4 + 3) != 0:
+        high = tl.minimum(high, latest - base + 1)
+        if WINDOWED:
+            earliest = tl.min(tl.where(pos < 0, FAR, pos), 0)
+            low = tl.maximum(low, earliest - window + 1 - base)
+    none = latest < 0  # pyright: ignore[reportOperatorIssue]
+    return tl.where(none, 0, low // KEYS * KEYS), tl.where(none, 0, high)
+
+
+@triton.jit
+def keys_of_tile(place_ptr, position_ptr, bounds_ptr, batch, slot):
+    """Place and position (FAR where there is no key) of the keys in some slots."""
+    low, high = tl.load(bounds_ptr + batch * 4 + 1), tl.load(bounds_ptr + batch * 4 + 2)
+    there = (slot >= low) & (slot < high)
+    pos = tl.load(position_ptr + slot, mask=there, other=FAR)
+    return tl.load(place_ptr + slot, mask=there, other=0), pos
+
+
+@triton.jit
+def _attend_split(
+    q, pos, hidden_rows, k_ptr, v_ptr, place_ptr, position_ptr, bounds_ptr, batch, start, end,
+    window, scale, k_step, v_step,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOWED: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """m, l and y of the keys in slots start ... end - 1; m in units of x."""
+    ROWS: tl.constexpr = q.shape[0]
+    m, total = tl.full([ROWS], -float("inf"), tl.float32), tl.zeros([ROWS], tl.float32)
+    y = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for first in range(start, end, KEYS):
+        slot = first + tl.arange(0, KEYS)
+        at, key_pos = keys_of_tile(place_ptr, position_ptr, bounds_ptr, batch, slot)
+        k = load_rows(k_ptr, at.to(tl.int64) * k_step, key_pos < FAR, D, BLOCK_D)
+        x = product(q, k.T, tl.zeros([ROWS, KEYS], tl.float32))
+        seen = sees(pos[:, None], key_pos[None, :], window, WINDOWED)
+        if hidden_rows is not None:
+            seen = seen & (tl.load(hidden_rows[:, None] + at[None, :]) == 0)
+        x = tl.where(seen, x, -float("inf"))
+        top = tl.maximum(m, tl.max(x, 1))
+        shift = tl.where(top == -float("inf"), 0.0, top * scale)
+        p = tl.exp2(tl.fma(x, tl.full([ROWS, KEYS], scale, tl.float32), -shift[:, None]))
+        fade = tl.exp2(m * scale - shift)
+        total, y, m = total * fade + tl.sum(p, 1), y * fade[:, None], top
+        if v_ptr is not None:
+            v = load_rows(v_ptr, at.to(tl.int64) * v_step, key_pos < FAR, D, BLOCK_D)
+            y = product(p.to(v.dtype), v, y)
+    return m * scale, total, y
+
+
+@triton.jit
+def _joined(m, total, y, other_m, other_total, other_y):
+    """The sums of some splits and of the next one."""
+    top = tl.maximum(m, other_m)
+    shift = tl.where(top == -float("inf"), 0.0, top)
+    mine, other = tl.exp2(m - shift), tl.exp2(other_m - shift)
+    total = total * mine + other_total * other
+    return top, total, y * mine[:, None] + other_y * other[:, None]
+
+
+@triton.jit
+def _finish(
+    m, total, y, sinks_ptr, gain_ptr, z_ptr, lse_ptr, mass_ptr, batch, query, head, live,
+    n_query, heads, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The sink joins the sum; z, log2 of the sum and the sink's share are stored."""
+    sink = tl.load(sinks_ptr + head, mask=live, other=0.0) * 1.4426950408889634
+    top = tl.maximum(m, sink)
+    fade, absorbed = tl.exp2(m - top), tl.exp2(sink - top)
+    total = total * fade + absorbed
+    row = (batch * heads + head) * n_query + query
+    tl.store(lse_ptr + row, top + tl.log2(total), mask=live)
+    tl.store(mass_ptr + row, absorbed / total, mask=live)
+    if z_ptr is not None:
+        z = (y * (fade / total)[:, None]).to(z_ptr.dtype.element_ty)
+        if gain_ptr is not None:
+            gain = tl.load(gain_ptr + row, mask=live, other=1.0)
+            z = (z.to(tl.float32) * gain[:, None]).to(z_ptr.dtype.element_ty)
+        d = tl.arange(0, BLOCK_D)
+        at = ((batch * n_query + query) * heads + head)[:, None] * D + d[None, :]
+        tl.store(z_ptr + at, z, mask=live[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def attend_kernel(
+    q_ptr, k_ptr, v_ptr, sinks_ptr, query_pos_ptr, place_ptr, position_ptr, bounds_ptr,
+    hidden_ptr, gain_ptr, z_ptr, lse_ptr, mass_ptr, sums_ptr, y_ptr,
+    n_query, n_key, slots, kv_heads, splits, window, scale,
+    q_batch, q_step, k_batch, k_step, v_batch, v_step,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOWED: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """All splits of a tile of rows, or one split, whose sums another kernel merges."""
+    kv, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    tile = tl.num_programs(0) // splits - 1 - tl.program_id(0) // splits  # most keys first
+    query, member, live = own_rows(tile, n_query, G, ROWS)
+    head, heads = kv * G + member, kv_heads * G
+    pos = position_of(query_pos_ptr, batch, query, n_query, live)
+    q = load_rows(q_ptr + batch * q_batch, query * q_step + head * D, live, D, BLOCK_D)
+    hidden_rows = None
+    if hidden_ptr is not None:
+        hidden_rows = hidden_ptr + (batch * heads + tl.where(live, head, 0)) * n_key
+    k_ptr += batch * k_batch + kv * D
+    if v_ptr is not None:
+        v_ptr += batch * v_batch + kv * D
+    place_ptr, position_ptr = place_ptr + batch * slots, position_ptr + batch * slots
+    low, high = slots_seen(bounds_ptr, batch, pos, window, WINDOWED, KEYS)
+    if sums_ptr is not None:
+        split = tl.program_id(0) % splits
+        low, high = tl.maximum(low, split * SPLIT), tl.minimum(high, split * SPLIT + SPLIT)
+        m, total, y = _attend_split(
+            q, pos, hidden_rows, k_ptr, v_ptr, place_ptr, position_ptr, bounds_ptr, batch,
+            low, high, window, scale, k_step, v_step, D, BLOCK_D, WINDOWED, KEYS,
+        )  # fmt: skip
+        row = ((batch * kv_heads + kv) * splits + split) * n_query * G + query * G + member
+        tl.store(sums_ptr + 2 * row, m, mask=live)
+        tl.store(sums_ptr + 2 * row + 1, total, mask=live)
+        if y_ptr is not None:
+            at = row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+            tl.store(y_ptr + at, y, mask=(live & (total > 0))[:, None])
+    else:
+        m, total = tl.full([ROWS], -float("inf"), tl.float32), tl.zeros([ROWS], tl.float32)
+        y = tl.zeros([ROWS, BLOCK_D], tl.float32)
+        for start in range(low // SPLIT * SPLIT, high, SPLIT):
+            other_m, other_total, other_y = _attend_split(
+                q, pos, hidden_rows, k_ptr, v_ptr, place_ptr, position_ptr, bounds_ptr, batch,
+                tl.maximum(start, low), tl.minimum(start + SPLIT, high), window, scale,
+                k_step, v_step, D, BLOCK_D, WINDOWED, KEYS,
+            )  # fmt: skip
+            m, total, y = _joined(m, total, y, other_m, other_total, other_y)
+        _finish(m, total, y, sinks_ptr, gain_ptr, z_ptr, lse_ptr, mass_ptr, batch, query, head,
+                live, n_query, heads, D, BLOCK_D)  # fmt: skip
+
+
+@triton.jit
+def merge_kernel(
+    sums_ptr, y_ptr, sinks_ptr, gain_ptr, z_ptr, lse_ptr, mass_ptr, n_query, kv_heads, splits,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The splits of some rows, in order."""
+    kv, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    query, member, live = own_rows(tl.program_id(0), n_query, G, ROWS)
+    m, total = tl.full([ROWS], -float("inf"), tl.float32), tl.zeros([ROWS], tl.float32)
+    y, d = tl.zeros([ROWS, BLOCK_D], tl.float32), tl.arange(0, BLOCK_D)
+    for split in range(0, splits):
+        row = ((batch * kv_heads + kv) * splits + split) * n_query * G + query * G + member
+        other_m = tl.load(sums_ptr + 2 * row, mask=live, other=-float("inf"))
+        other_total = tl.load(sums_ptr + 2 * row + 1, mask=live, other=0.0)
+        other_y = tl.zeros([ROWS, BLOCK_D], tl.float32)
+        if y_ptr is not None:
+            at = y_ptr + row[:, None] * BLOCK_D + d[None, :]
+            other_y = tl.load(at, mask=(live & (other_total > 0))[:, None], other=0.0)
+        m, total, y = _joined(m, total, y, other_m, other_total, other_y)
+    _finish(m, total, y, sinks_ptr, gain_ptr, z_ptr, lse_ptr, mass_ptr, batch, query,
+            kv * G + member, live, n_query, kv_heads * G, D, BLOCK_D)  # fmt: skip
