@@ -11,6 +11,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "0"  # read when triton is first imported, next
 
 import offline
+import ptx_faults
 import ptx_machine
 import pytest
 
@@ -22,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ptx-tiles", choices=("target", "interpreter"), default="target")
     parser.addoption("--ptx-warps", choices=("together", "forward", "backward"), default="backward")
     parser.addoption("--ptx-copies", choices=("late", "early"), default="late")
+    parser.addoption("--ptx-fault", choices=tuple(ptx_faults.FAULTS), help="the tests should fail")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,7 +33,8 @@ def kernels_on_ptx(request: pytest.FixtureRequest):
     with pytest.MonkeyPatch.context() as patch:
         if option("--ptx-tiles") == "interpreter":
             patch.setattr(tiles, "architecture", lambda: "interpreter")
-        with offline.executing(option("--ptx-target"), how) as launches:
+        changed = ptx_faults.FAULTS.get(option("--ptx-fault"), str)
+        with offline.executing(option("--ptx-target"), how, changed) as launches:
             yield
     request.config.stash[LAUNCHES] = len(launches)
 

@@ -1,0 +1,66 @@
+"""Offline choice of tiles: what is tried, which is taken, and what never changes."""
+
+import json
+
+import pytest
+
+RULES = """
+import json
+import choose
+from case import Case
+from choose import Tile, Trial
+
+small, wide = Tile(16, 64, 64), Tile(16, 128, 64)
+trials = [Trial(0, small, 0.9, 4), Trial(1, small._replace(rows=64), 0.2, 4),
+          Trial(0, wide, 0.6, 2), Trial(0, wide._replace(warps=8), 0.605, 4),
+          Trial(1, wide._replace(rows=64), 0.5, 2), Trial(1, Tile(64, 256, 64), 0.9, 1)]
+case = Case("", "", None, flop=8, nbytes=6, weights=4)
+attention = Case("", "", None, flop=8, nbytes=6, scores=4)
+table = {"a": {"interpreter": [[None, 16, 32, 32, 4, 2]], "sm_80": [[16, *small], [None, *wide]]}}
+print(json.dumps({
+    "best": choose.best(trials),
+    "none": choose.best([Trial(0, small, 0, 4)]),
+    "few": choose.candidates(small, 16, {"rows": (16, 32, 64)}),
+    "all": choose.candidates(small, None, {"rows": (16, 32, 64), "cols": (64, 128)}),
+    "scaled": choose.scaled(case, small, Tile(32, 128, 128)),
+    "attention": choose.scaled(attention, small, Tile(32, 128, 128)),
+    "same": json.loads(choose.written(table)) == table,
+    "lines": choose.written(table).count(chr(10)),
+}, default=str))
+"""
+
+
+@pytest.fixture(scope="module")
+def rules(compiling) -> dict:
+    done = compiling("-c", RULES)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_all_buckets_get_the_same_cols_and_inner(rules):
+    """0.9 × 0.2 is less than 0.6 × 0.5, and a width that only one bucket can use is left out."""
+    assert {tuple(tile[1:3]) for tile in rules["best"].values()} == {(128, 64)}
+
+
+def test_of_nearly_equal_shares_more_bytes_on_their_way_win(rules):
+    assert rules["best"]["0"] == [16, 128, 64, 8, 2]
+
+
+def test_where_nothing_passes_nothing_changes(rules):
+    assert rules["none"] is None
+
+
+def test_a_bucket_of_16_rows_tries_tiles_of_16_rows(rules):
+    assert {tile[0] for tile in rules["few"]} == {16}
+    assert {tile[0] for tile in rules["all"]} == {16, 32, 64}
+    assert {tile[1] for tile in rules["all"]} == {64, 128}
+    assert len(rules["all"]) == 3 * 2 * 9  # warps and stages
+
+
+def test_work_grows_with_the_tile(rules):
+    assert rules["scaled"][3:6] == [8 * 8, 6 * 4, 4 * 4]  # flop, bytes, weights
+    assert rules["attention"][3:7] == [8 * 4, 6 * 2, 0, 4 * 4]  # ..., scores
+
+
+def test_tables_are_written_as_they_are_kept(rules):
+    assert rules["same"] and rules["lines"] == 6
