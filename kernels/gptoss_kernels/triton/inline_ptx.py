@@ -39,7 +39,10 @@ def run(
 
 
 def _statements(asm: str) -> list[str]:
-    code = re.sub(r"//[^\n]*", "", asm).replace("{", "").replace("}", "")
+    """Without comments and scopes; the parts of a register, {a, b}, become (a b)."""
+    code = re.sub(r"//[^\n]*", "", asm)
+    code = re.sub(r"\{([^{};]*)\}", lambda m: f"({m[1].replace(',', ' ')})", code)
+    code = code.replace("{", "").replace("}", "")
     found = (statement.strip() for statement in code.split(";"))
     return [statement for statement in found if statement and not statement.startswith(".")]
 
@@ -55,6 +58,12 @@ def _step(statement: str, registers: dict[str, np.ndarray], groups: int) -> None
         else registers[part]
         for part in sources
     ]
+    if target.startswith("("):
+        parts = target.strip("()").split()
+        width = 32 // len(parts)
+        for i, part in enumerate(parts):
+            registers[part] = args[0] >> np.uint32(width * i) & np.uint32((1 << width) - 1)
+        return
     registers[target] = np.asarray(OPERATIONS[op](*args), np.uint32)
 
 
@@ -90,6 +99,18 @@ def _logic(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: np.ndarray) -> np
     return out
 
 
+E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
+
+
+def _from_e2m1(byte: np.ndarray) -> np.ndarray:
+    """Two 4-bit codes to two bfloat16, the low nibble to the low half."""
+    halves = [
+        narrow(np.copysign(E2M1[code & 7], np.where(code & 8, -1.0, 1.0).astype(np.float32)))
+        for code in (byte & 15, byte >> 4 & 15)
+    ]
+    return halves[0].astype(np.uint32) | halves[1].astype(np.uint32) << 16
+
+
 OPERATIONS: dict[str, Callable] = {
     "mov.b32": lambda a: a,
     "and.b32": np.bitwise_and,
@@ -105,5 +126,6 @@ OPERATIONS: dict[str, Callable] = {
     "mul.bf16x2": _pairs(lambda a, b: a * b),
     "mul.rn.bf16x2": _pairs(lambda a, b: a * b),
     "fma.rn.bf16x2": _pairs(lambda a, b, c: a.astype(np.float64) * b + c),
+    "cvt.rn.bf16x2.e2m1x2": _from_e2m1,
     "ex2.approx.ftz.f32": lambda a: np.exp2(a.view(np.float32)).astype(np.float32).view(np.uint32),
 }
