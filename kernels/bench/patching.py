@@ -4,7 +4,9 @@
 
 gpt-oss-nano in float32, one process, one thread; both loops patch the same cells of one prompt,
 interleaved, and the median of the per-round ratios is reported, with the largest difference of
-their results. The plain loop unembeds the last position only. Stored under results/.
+their results. The plain loop unembeds the last position only. The prompts differ in one token,
+in the middle and once more near the start: cells before it change nothing, and a sweep knows.
+Stored under results/.
 """
 
 import statistics
@@ -29,6 +31,8 @@ SWEEPS = {
     "z, layer x head": {"sites": "z", "positions": "all"},
 }
 
+LINE = "{:<28} changed {:>3} {:>4} cells  {:>7} s  {:>7} s  {:>5} x  differ {}"
+
 
 def main(tokens: int = 40, repeats: int = 5, threads: int = 1, batch_tokens: int = 4096) -> None:
     """Measure, print and store."""
@@ -36,12 +40,14 @@ def main(tokens: int = 40, repeats: int = 5, threads: int = 1, batch_tokens: int
     model = wb.load(dtype=torch.float32)
     text = sample(Random(0), task="vars", lang="en", effort="medium", n=6).text()
     clean = model.to_tokens(text)[:, :tokens]
-    corrupted = clean.clone()
-    corrupted[0, tokens // 2] += 1
     rows = []
     for name, options in SWEEPS.items():
-        rows.append((name, *measure(model, clean, corrupted, options, repeats, batch_tokens)))
-        print("{:<28} {:>4} cells  {:>7} s  {:>7} s  {:>5} x  differ {}".format(*rows[-1]))
+        for place in (tokens // 2, 1):
+            corrupted = clean.clone()
+            corrupted[0, place] += 1
+            found = measure(model, clean, corrupted, options, repeats, batch_tokens)
+            rows.append((name, place, *found))
+            print(LINE.format(*rows[-1]))
     store(rows, tokens, repeats)
 
 
@@ -96,7 +102,7 @@ def loop(
 
 
 def store(rows: list, tokens: int, repeats: int) -> None:
-    names = ["cells", "plain_loop_s", "sweep_s", "speed_up", "difference_in_logit_std"]
+    names = ["changed", "cells", "plain_loop_s", "sweep_s", "speed_up", "difference_in_logit_std"]
     machine.store("patching", ["sweep", *names, "tokens"], ([*row, tokens] for row in rows))
     print(f"gpt-oss-nano, {tokens} tokens, {repeats} interleaved rounds (process time, medians),")
     print(f"one thread, float32, torch {torch.__version__}, {machine.machine()}")

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from gptoss_hooks.edits import ban
+from gptoss_hooks.edits import scale as scaled
 from gptoss_workbench.nano import sample
 from gptoss_workbench.patching import (
     SITES,
@@ -167,6 +169,62 @@ def test_the_cut_into_batches_changes_nothing(odd):
     np.testing.assert_allclose(sweeps[2], sweeps[0], atol=limit, rtol=0)
 
 
+def test_cells_that_change_nothing_have_the_value_of_the_base_and_no_run(odd, monkeypatch):
+    clean, corrupted = prompts(batch=2)
+    runs, forward = [], odd.forward
+    monkeypatch.setattr(odd, "forward", lambda *a, **k: runs.append(1) or forward(*a, **k))
+    options = {"metric": logit_difference(7, 9), "layers": [0, 2]}
+    before = activation_patching(
+        odd, clean, corrupted, positions=[0, 1], sites=HEADS[:6], **options
+    )
+    behind = activation_patching(
+        odd, clean, corrupted, sites="mlp_out", positions=range(8), **options
+    )
+    last = behind.cells.layer == 2
+    assert len(runs) == 1 + 1 + len({"layer 1", "layer 2", "unembed"})
+    for found, silent in ((before, slice(None)), (behind, last)):
+        np.testing.assert_array_equal(found.value[silent] - found.corrupted, 0)
+    assert np.abs(behind.value[~last][2:7] - behind.corrupted).min() > 1e-6
+
+
+def test_prompts_that_are_the_same_have_no_effect_anywhere(odd):
+    clean, _ = prompts()
+    options = {"metric": logit_difference(7, 9), "sites": (*STREAM, *HEADS, "expert_out", "expert")}
+    for positions in (None, "all"):
+        found = activation_patching(odd, clean, clean, positions=positions, **options)
+        np.testing.assert_allclose(found.value[:, 0], found.corrupted[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_out"])
+def test_hooks_of_the_caller_see_whole_prompts_and_act(odd, site):
+    clean, corrupted = prompts()
+    metric, widths = logit_difference(7, 9), set()
+
+    def doubled(tensor, hook):
+        widths.add(tensor.shape[1])
+        return 2 * tensor
+
+    with odd.hooks([("blocks.2.hook_mlp_out", doubled)]):
+        found = activation_patching(odd, clean, corrupted, metric=metric, sites=site, heads=[1])
+        wanted = plain_loop(odd, found.cells, corrupted, clean, metric)
+    assert widths == {9}
+    limit = 1e-5 * scale(odd, corrupted)
+    np.testing.assert_allclose(found.value[:, 0], wanted, atol=limit, rtol=0)
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_out"])
+def test_edits_act_on_patched_runs_too(odd, site):
+    clean, corrupted = prompts()
+    metric = logit_difference(7, 9)
+    plain = activation_patching(odd, clean, corrupted, metric=metric, sites=site, heads=[1])
+    with odd.edited(ban(1), scaled("k", 0.5, layers=2)):
+        found = activation_patching(odd, clean, corrupted, metric=metric, sites=site, heads=[1])
+        wanted = plain_loop(odd, found.cells, corrupted, clean, metric)
+    limit = 1e-5 * scale(odd, corrupted)
+    np.testing.assert_allclose(found.value[:, 0], wanted, atol=limit, rtol=0)
+    assert np.abs(found.value - plain.value).min() > limit
+
+
 @pytest.mark.parametrize("kind", ["log_prob", "kl", "loss", "function"])
 def test_every_metric_is_read_as_in_the_plain_loop(odd, kind):
     clean, corrupted = prompts()
@@ -228,12 +286,13 @@ def test_pairs_of_places_join_prompts_of_different_length(odd):
     np.testing.assert_allclose(found.value[:, 0], wanted, atol=1e-5 * scale(odd, corrupted), rtol=0)
 
 
-def test_padded_prompts_equal_themselves_alone(nano32):
+@pytest.mark.parametrize("site", ["resid_mid", "resid_pre", "v", "z", "mlp_out"])
+def test_padded_prompts_equal_themselves_alone(nano32, site):
     rng = Random(3)
     texts = [sample(rng, task="vars", lang="en", effort="low", n=n).prompt_text() for n in (2, 4)]
     others = [text.replace("is 1", "is 2").replace("is 4", "is 5") for text in texts]
     metric = logit_difference(40, 50)
-    options = {"sites": "resid_mid", "layers": [1, 2]}
+    options = {"sites": site, "layers": [1, 3], "heads": [1]}
     both = activation_patching(nano32, texts, others, metric=metric, **options)
     for i, (text, other) in enumerate(zip(texts, others, strict=True)):
         alone = activation_patching(nano32, text, other, metric=metric, **options)

@@ -19,14 +19,25 @@ from torch import Tensor
 
 from gptoss_hooks.points import HookFunction, HookPoint
 from gptoss_workbench.patching.metrics import Judge, Metric, as_metric
-from gptoss_workbench.patching.nodes import Cells, Wanted, make_cells, sources
+from gptoss_workbench.patching.nodes import (
+    AFTER_ATTENTION,
+    ALL,
+    INTO_KEYS,
+    Cells,
+    Wanted,
+    make_cells,
+    sources,
+)
 from gptoss_workbench.patching.result import PatchResult, Prompts
 from gptoss_workbench.patching.runs import (
     Copies,
     Run,
     first_needed,
+    observed,
+    parting,
     read_pair,
     run,
+    run_both,
     stream_names,
 )
 from gptoss_workbench.patching.values import Patch, patch
@@ -40,6 +51,8 @@ TOKENS_AT_ONCE = 4096
 """Rows x positions of one forward pass, by default."""
 KEPT_KEYS = 0.25
 """What a position that is only kept as a key counts, beside one that is run."""
+PASS_TOKENS, IDLE = 64, 0.125
+"""Positions run for nothing that cost less than one more pass: so many, and a share of the rest."""
 
 
 def activation_patching(
@@ -76,8 +89,9 @@ def activation_patching(
     """
     wanted = Wanted(layers, positions, heads, slots, experts, neurons)
     study = prepare(
-        model, clean, corrupted, metric, sites, wanted, cells=cells, direction=direction
-    )
+        model, clean, corrupted, metric, sites, wanted, cells=cells, direction=direction,
+        at_once=batch_tokens,
+    )  # fmt: skip
     value = sweep(model, study, batch_tokens)
     return study.result(model, value, method="activation patching", source=SOURCE)
 
@@ -133,8 +147,12 @@ def prepare(
     cells: Cells | None = None,
     direction: str = "denoise",
     more: Sequence[str] = (),
+    at_once: int = 0,
 ) -> Study:
-    """Check the arguments and run both prompts once, keeping what the cells need, and `more`."""
+    """Check the arguments and run both prompts once, keeping what the cells need, and `more`.
+
+    Prompts of no more than `at_once` tokens together are run as one batch.
+    """
     if direction not in ("denoise", "noise"):
         raise ValueError(f"direction is 'denoise' or 'noise'; got {direction!r}")
     batches = read_pair(model, clean, corrupted, same_length=not _paired(wanted.positions, cells))
@@ -143,9 +161,13 @@ def prepare(
         base = 1 if direction == "denoise" else 0
         cells = make_cells(sites, wanted, model.config, widths, base)
     judge, needs = as_metric(metric), [*sources(cells), *more]
-    base_names = sorted({*needs, *stream_names(model.n_layers, int(cells.layer.min()))})
+    base_names = sorted({*needs, *stream_names(model.n_layers, cells)})
     names = (needs, base_names) if direction == "denoise" else (base_names, needs)
-    runs = [run(model, b, judge, kept) for b, kept in zip(batches, names, strict=True)]
+    shapes, size = {batch.tokens.shape for batch in batches}, 2 * batches[0].tokens.numel()
+    if len(shapes) == 1 and size <= at_once and not (observed(model) or model.active_edits):
+        runs = run_both(model, batches, judge, base_names)
+    else:
+        runs = [run(model, b, judge, kept) for b, kept in zip(batches, names, strict=True)]
     return Study(cells, judge, runs[0], runs[1], direction)
 
 
@@ -168,43 +190,89 @@ def sweep(model: GptOss, study: Study, batch_tokens: int = TOKENS_AT_ONCE) -> Te
     """The metric under every cell's patch, [cell, batch]; NaN where a cell does not exist."""
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be 1 or more; got {batch_tokens}")
-    value = torch.empty(len(study.cells), len(study.base.value))
-    for first, rows in chunks(model, study, batch_tokens):
-        copies = Copies(model, study.base, first)
-        value[rows] = _chunk(copies, study, study.cells[rows]).cpu()
+    value, cells = torch.empty(len(study.cells), len(study.base.value)), study.cells
+    watched = observed(model)
+    plain = not (watched or model.active_edits)
+    alike = parting(study.base, study.other) if plain else 0
+    first = np.zeros_like(cells.pos) if watched else starts(study, model.n_layers, alike)
+    joins = cells.layer + (plain & np.isin(cells.site, AFTER_ATTENTION))
+    silent = np.flatnonzero(first == study.base.width)
+    value[silent] = _unchanged(study, cells[silent])
+    for rows in chunks(study, first, joins, batch_tokens):
+        copies = Copies(model, study.base, int(first[rows].min()))
+        keep = study.metric.keep if plain else 0
+        value[rows] = _chunk(copies, study, cells[rows], joins[rows], keep).cpu()
     return value
 
 
-def chunks(model: GptOss, study: Study, batch_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Cells that share a forward pass, sorted by layer, with the position it starts at."""
-    cells, width, batch = study.cells, study.base.width, len(study.base.tokens)
-    first = np.minimum(np.maximum(cells.pos, 0), first_needed(study.metric, width))
+def starts(study: Study, n_layers: int, alike: int = 0) -> np.ndarray:
+    """The first position that a cell changes and the metric hears of; width if there is none.
+
+    Both runs are the same at the first `alike` positions.
+    """
+    cells, width = study.cells, study.base.width
+    needed, pos = first_needed(study.metric, width), np.maximum(cells.pos, 0)
+    same = np.where(cells.pos == cells.source, alike, 0)
+    last = (cells.layer == n_layers - 1) & ~np.isin(cells.site, INTO_KEYS)
+    first = np.minimum(np.where(last, needed, np.maximum(pos, same)), needed)
+    silent = (cells.pos != ALL) & ((pos < same) | (last & (pos < needed)))
+    first[silent & (cells.site != "expert_post")] = width  # whose cells may not exist
     first[cells.site == "pattern"] = 0  # its keys must be the whole prompt's
-    if any(point.observed for point in model.hook_dict.values()):
-        first[:] = 0  # hooks of the caller see whole prompts
-    order = np.lexsort((cells.layer, first))
+    return first
+
+
+def _unchanged(study: Study, cells: Cells) -> Tensor:
+    """The base's value for cells of one position that change nothing, NaN on padding."""
+    real = study.base.mask[:, cells.pos] & study.other.mask[:, cells.source]
+    alive = real.T if len(study.base.value) == len(real) else real.any(0)[:, None]
+    return study.base.value.float().expand(alive.shape).masked_fill(~alive, torch.nan).cpu()
+
+
+def chunks(
+    study: Study, first: np.ndarray, joins: np.ndarray, batch_tokens: int
+) -> Iterator[np.ndarray]:
+    """Rows of cells that share a forward pass, sorted by the layer at which they join.
+
+    Cells that start later than the first of them run some positions for nothing: few.
+    """
+    width, batch = study.base.width, len(study.base.tokens)
+    order = np.flatnonzero(first < width)
+    order = order[np.lexsort((joins[order], first[order]))]
     cost = batch * (width - first + KEPT_KEYS * first)
+    part = batch * (joins.max() - joins + KEPT_KEYS) / (joins.max() + 1)
     while len(order):
-        n = max(1, int(batch_tokens // cost[order[0]]))
+        here = order[: max(1, int(batch_tokens // cost[order[0]]))]
+        idle = np.cumsum((first[here] - first[here[0]]) * part[here])
+        used = np.cumsum((width - first[here]) * part[here])
+        n = int((idle <= PASS_TOKENS + IDLE * used).sum())
         rows, order = order[:n], order[n:]
-        yield int(first[rows[0]]), rows[np.argsort(cells.layer[rows], kind="stable")]
+        yield rows[np.argsort(joins[rows], kind="stable")]
 
 
-def _chunk(copies: Copies, study: Study, cells: Cells) -> Tensor:
-    """Run one batch of cells (sorted by layer), each joining when its layer comes."""
-    batch = len(study.base.tokens)
+def _chunk(copies: Copies, study: Study, cells: Cells, joins: np.ndarray, keep: int) -> Tensor:
+    """Run one batch of cells, each joining when its layer comes (`joins` is sorted)."""
+    batch, n_layers = len(study.base.tokens), copies.model.n_layers
     exists = torch.zeros(len(cells), batch, dtype=torch.bool)
-    x = copies.fresh(int(cells.layer[0]), 0)
-    for layer in range(int(cells.layer[0]), copies.model.n_layers):
-        joining = np.flatnonzero(cells.layer == layer)
-        x = torch.cat([x, copies.fresh(layer, len(joining))])
+    x, wide = copies.fresh(int(joins[0]), 0), copies.base.width - copies.first
+    if joins[0] == n_layers and keep:
+        x, wide = x[:, -keep:], min(wide, keep)
+    for layer in range(int(joins[0]), n_layers + 1):
+        joining = np.flatnonzero(joins == layer)
+        new = copies.fresh(layer, len(joining))[:, -wide:]
         hooks: list[tuple[str, HookFunction]] = []
         for group in groups(cells[joining]):
             here = joining[group]
             each = patch(cells[here], study.base, study.other)
             exists[here] = each.exists(len(here), batch)
-            hooks.append((each.hook, _writer(each, here, batch, copies.first)))
-        x = copies.through(layer, x, hooks)
+            if cells.layer[here[0]] < layer:
+                copies.enter(new, each, group)
+            else:
+                hooks.append((each.hook, _writer(each, here, study.base)))
+        x = torch.cat([x, new])
+        if layer < n_layers:
+            whole = layer < n_layers - 1 or "pattern" in cells.site[joining]
+            x = copies.through(layer, x, hooks, keep=0 if whole else keep)
+            wide = x.shape[1]
     value = copies.judge(x, study.metric)
     alive = exists if value.shape[1] == batch else exists.any(1, keepdim=True)
     return value.float().masked_fill(~alive.to(value.device), torch.nan)
@@ -219,16 +287,16 @@ def groups(cells: Cells) -> list[np.ndarray]:
     return [np.array(rows[pair]) for pair in sorted(rows)]
 
 
-def _writer(each: Patch, cells: np.ndarray, batch: int, first: int) -> HookFunction:
-    """A hook that writes a patch's values into the rows of its cells."""
-    rows = torch.as_tensor(cells, device=each.values.device)[each.places.cell] * batch
+def _writer(each: Patch, cells: np.ndarray, base: Run) -> HookFunction:
+    """A hook that writes a patch's values into the rows of its cells, where they run."""
+    rows = torch.as_tensor(cells, device=each.values.device)[each.places.cell] * len(base.tokens)
     pos = 2 if each.hook.endswith("hook_pattern") else 1
     index = [rows + each.places.batch, *each.at[1:]]
-    index[pos] = index[pos] - first
+    index[pos] = index[pos] - base.width  # from the end, which all runs share
 
     def write(tensor: Tensor, hook: HookPoint) -> Tensor:
-        out = tensor.clone()
-        out[tuple(index)] = each.values
+        out, runs = tensor.clone(), index[pos] >= -tensor.shape[pos]
+        out[tuple(at[runs] for at in index)] = each.values[runs]
         return out
 
     return write

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,20 +72,18 @@ def places_of(cells: Cells, base: Run, source: Run) -> Places:
     together = cells.pos == ALL
     if together.any() and base.width != source.width:
         raise ValueError("positions='all' needs prompts of the same length; give pairs of places")
-    device, width = base.tokens.device, base.width
+    width, batch = base.width, len(base.tokens)
+    counts = np.where(together, width, 1)
+    cell = np.repeat(np.arange(len(cells)), counts)
+    within = np.arange(len(cell)) - np.repeat(counts.cumsum() - counts, counts)
     columns = [cells.pos, cells.source, cells.head, cells.slot, cells.expert, cells.neuron]
-    counts = torch.as_tensor(together).long() * (width - 1) + 1
-    cell = torch.arange(len(cells)).repeat_interleave(counts)
-    pos, src, *parts = (torch.as_tensor(c.copy())[cell] for c in columns)
-    ends = counts.cumsum(0)
-    within = torch.arange(len(cell)) - (ends - counts)[cell]
-    pos, src = (torch.where(each == ALL, within, each) for each in (pos, src))
-    batch = len(base.tokens)
-    rows = torch.arange(batch).repeat(len(cell))
-    each = (x.repeat_interleave(batch) for x in (cell, pos, src, *parts))
-    cell, pos, src, *parts = (x.to(device) for x in each)
-    at = Places(cell, rows.to(device), pos, src, *parts)
-    return at.take(base.mask[at.batch, at.pos] & source.mask[at.batch, at.source])
+    pos, src, *parts = (column[cell] for column in columns)
+    pos, src = (np.where(each == ALL, within, each) for each in (pos, src))
+    rows = np.tile(np.arange(batch), len(cell))
+    cell, *others = (each.repeat(batch) for each in (cell, pos, src, *parts))
+    at = Places(*torch.as_tensor(np.stack([cell, rows, *others])).to(base.tokens.device))
+    real = base.mask[at.batch, at.pos] & source.mask[at.batch, at.source]
+    return at if bool(real.all()) else at.take(real)
 
 
 def _index(site: str, at: Places, pos: Tensor) -> tuple[Tensor, ...]:
