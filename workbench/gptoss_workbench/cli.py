@@ -50,6 +50,9 @@ def info(
     precision: Annotated[
         str, typer.Option(help="With --memory: bfloat16 or float32.")
     ] = "bfloat16",
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="With --memory: on a GPU instead of mapped on a CPU.")
+    ] = False,
 ) -> None:
     """Describe a checkpoint without loading it."""
     with one_line_errors():
@@ -57,7 +60,7 @@ def info(
 
         found = checkpoint_info(path)
         if memory:
-            typer.echo(_memory_told(found.config, context, device, precision, as_json))
+            typer.echo(_memory_told(found.config, context, device, precision, gpu, as_json))
         else:
             told = found.to_dict()
             typer.echo(json.dumps(told, indent=2, default=str) if as_json else str(found))
@@ -172,7 +175,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _memory_told(
-    config: Any, context: int | None, device: str | None, precision: str, as_json: bool
+    config: Any, context: int | None, device: str | None, precision: str, gpu: bool, as_json: bool
 ) -> str:
     from gptoss_hooks.memory import in_bytes
     from gptoss_workbench.checkpoint import memory_plan
@@ -185,6 +188,7 @@ def _memory_told(
         contexts=None if context is None else [context],
         dtype_bytes=sizes[precision],
         room=None if device is None else in_bytes(device),
+        gpu=gpu,
     )
     if not as_json:
         return repr(plan)

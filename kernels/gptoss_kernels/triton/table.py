@@ -1,20 +1,26 @@
 """All Triton bodies in one table; `gptoss_kernels.backend.select` hands it out."""
 
-from gptoss_kernels import attention, lens, linear, moe, route, route_edited, unembed
+from gptoss_kernels import route, route_edited
 from gptoss_kernels.backend import Backend
+from gptoss_kernels.triton.attention import attention
+from gptoss_kernels.triton.lens import lens
+from gptoss_kernels.triton.linear import linear
+from gptoss_kernels.triton.moe import moe, pack_for_triton
 from gptoss_kernels.triton.rms_norm import rms_norm
 from gptoss_kernels.triton.rope import rotate
+from gptoss_kernels.triton.unembed import unembed
 
 TRITON = Backend(
     name="triton",
     rms_norm=rms_norm,
-    linear=linear.linear,
+    linear=linear,
     rotate=rotate,
-    attention=attention.attention,
+    attention=attention,
     choose=route.choose,
     weigh=route.weigh,
-    moe=moe.moe,
-    unembed=unembed.unembed,
+    moe=moe,
+    unembed=unembed,
     route_edited=route_edited.route_edited,
-    lens=lens.lens,
+    lens=lens,
+    pack_experts=pack_for_triton,
 )

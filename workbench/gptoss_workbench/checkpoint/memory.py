@@ -1,10 +1,14 @@
 """How much memory a model takes, estimated from its config before anything is read.
 
 Weights on the CPU are mapped from files: they count as what must stay in the page cache for a
-forward pass not to read the disk again for every token.
+forward pass not to read the disk again for every token. On a GPU experts lie as Triton's kernels
+read them, inputs padded to 128, and the cache as a captured decoding step writes it: room for the
+whole context, some slack behind each window.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -12,28 +16,52 @@ from gptoss_hooks.memory import free_memory, in_words, installed_memory
 from gptoss_workbench.checkpoint import hf_layout
 from gptoss_workbench.checkpoint.errors import NotEnoughMemory
 from gptoss_workbench.config import Config
+from gptoss_workbench.fixed_cache import SLACK
 
 CHUNK_TOKENS = 512
 """Tokens of a prompt taken together, for the estimate of activations."""
+RUNTIME = 700_000_000
+"""Bytes of a GPU that its driver's context and loaded kernels take; an allowance, not measured."""
+GROUP = 128
+"""Inputs of an expert's row that Triton's kernels read together."""
 
 
-def memory_needed(config: Config, *, dtype_bytes: int = 2, context: int = 4096) -> dict[str, int]:
+def memory_needed(
+    config: Config, *, dtype_bytes: int = 2, context: int = 4096, gpu: bool = False
+) -> dict[str, int]:
     """Bytes to run one sequence of `context` tokens, by part, with their sum as "total".
 
     memory_needed(GPT_OSS_20B)["total"] / 1e9   # 14.3
 
     Args:
         dtype_bytes: of activations and cache, 2 for bfloat16, 4 for float32; weights stay.
+        gpu: with the Triton backend on a GPU; else mapped on a CPU.
     """
-    parts = dict.fromkeys(("dense", "experts", "kv_cache", "activations"), 0)
+    parts = dict.fromkeys(("dense", "experts", "kv_cache", "activations", "runtime"), 0)
     for name, spec in hf_layout.expected(config).items():
         parts["experts" if ".experts." in name else "dense"] += spec.nbytes
-    per_layer = kv_bytes_per_token(config, dtype_bytes=dtype_bytes) // config.num_hidden_layers
+    if gpu:
+        parts["experts"] += _padding(config)
+        parts["runtime"] = RUNTIME
+    per_place = kv_bytes_per_token(config, dtype_bytes=dtype_bytes) // config.num_hidden_layers
+    per_place += 8 if gpu else 0  # the position, too
     for kind in config.layer_types:
-        kept = min(context, config.sliding_window) if kind == "sliding_attention" else context
-        parts["kv_cache"] += kept * per_layer
+        reach = config.sliding_window - 1 + SLACK if gpu else config.sliding_window
+        kept = min(context, reach) if kind == "sliding_attention" else context
+        parts["kv_cache"] += kept * per_place
     parts["activations"] = min(context, CHUNK_TOKENS) * _per_token(config, dtype_bytes)
     return parts | {"total": sum(parts.values())}
+
+
+def _padding(config: Config) -> int:
+    """Bytes that experts grow by when Triton's kernels get them."""
+    grown = 0
+    for name, spec in hf_layout.expected(config).items():
+        if name.endswith(("proj_blocks", "proj_scales")):
+            *rows, width = spec.shape[:3]
+            blocks = -(-32 * width // GROUP) * 4 - width
+            grown += math.prod(rows) * blocks * (16 if name.endswith("blocks") else 1)
+    return grown
 
 
 def kv_bytes_per_token(config: Config, *, dtype_bytes: int = 2) -> int:
@@ -61,7 +89,8 @@ def check_memory(
             does not tell, nothing is checked.
     """
     device = torch.device(device)
-    needed = memory_needed(config, dtype_bytes=dtype_bytes, context=context)
+    gpu = device.type != "cpu"
+    needed = memory_needed(config, dtype_bytes=dtype_bytes, context=context, gpu=gpu)
     allocated = needed["kv_cache"] + needed["activations"]
     if available is not None:
         limits = [(needed["total"], available, "available")]
@@ -82,7 +111,8 @@ def _per_token(config: Config, dtype_bytes: int) -> int:
 
 
 def _refusal(needed: dict[str, int], size: int, room: str, device: torch.device) -> str:
-    parts = ", ".join(f"{name} {in_words(n)}" for name, n in needed.items() if name != "total")
+    told = {name: size for name, size in needed.items() if name != "total" and size}
+    parts = ", ".join(f"{name} {in_words(size)}" for name, size in told.items())
     return (
         f"not enough memory on {device}: about {in_words(size)} needed, only {room} "
         f"(the estimate: {parts}, in all {in_words(needed['total'])}); take a smaller model, "
