@@ -9,7 +9,7 @@ An mma's products and its sum are added in float64 and rounded once, which no GP
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -49,7 +49,7 @@ class Deadlock(Exception):
 
 
 def run(
-    ptx: str | Program,
+    ptx: str,
     grid: Sequence[int],
     arguments: Sequence[Tensor | int | float],
     threads: int,
@@ -61,8 +61,7 @@ def run(
     `arguments` are those that the compiled kernel has as parameters, in order; hidden ones that
     follow (scratch memory) are 0.
     """
-    program = parse(ptx) if isinstance(ptx, str) else ptx
-    steps = _decode(program) if isinstance(ptx, Program) else _decode_text(ptx)
+    program, steps = _decoded(ptx)
     memory = Tensors(each for each in arguments if isinstance(each, Tensor))
     values = _parameters(program, arguments)
     places = np.array(list(product(*(range(n) for n in _three(grid)[::-1]))), np.uint32)[:, ::-1]
@@ -91,15 +90,11 @@ class Decoded(NamedTuple):
     negated: bool
 
 
-@cache
-def _decode_text(ptx: str) -> tuple[Decoded, ...]:
-    return _decode(parse(ptx))
-
-
-def _decode(program: Program) -> tuple[Decoded, ...]:
-    return tuple(
-        Decoded(_step(each, program), each.guard, each.negated) for each in program.instructions
-    )
+@lru_cache(256)
+def _decoded(ptx: str) -> tuple[Program, tuple[Decoded, ...]]:
+    program = parse(ptx)
+    steps = (Decoded(_step(e, program), e.guard, e.negated) for e in program.instructions)
+    return program, tuple(steps)
 
 
 def _step(each: Instruction, program: Program) -> Step | Control:

@@ -57,10 +57,10 @@ def parse(ptx: str) -> Program:
 def _body(text: str) -> str:
     """What stands between the first brace and the one that closes it."""
     start, depth = text.index("{"), 0
-    for place in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    for brace in re.finditer(r"[{}]", text[start:]):
+        depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return text[start + 1 : place]
+            return text[start + 1 : start + brace.start()]
     raise ValueError("PTX: the kernel's braces do not close")
 
 

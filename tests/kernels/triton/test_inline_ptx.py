@@ -63,6 +63,21 @@ def test_outputs_come_first_and_neighbours_share_a_register():
     assert shifted.tolist() == [[1, 2, 3, 0], [5, 6, 7, 0]]
 
 
+def test_a_register_is_taken_apart():
+    text = "{ .reg .b16 low, high; mov.b32 {low, high}, $1; shl.b32 $0, high, 4; }"
+    assert one(text, 0x00120034) == 0x120
+
+
+def test_a_byte_holds_two_codes_of_four_bits():
+    table = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    table += [-value for value in table]
+    for byte in range(256):
+        pair = np.array([one("cvt.rn.bf16x2.e2m1x2 $0, $1", byte)], np.uint32).view(np.uint16)
+        found = widen(pair)
+        wanted = np.array([table[byte & 15], table[byte >> 4]])
+        assert (found == wanted).all() and (np.signbit(found) == np.signbit(wanted)).all()
+
+
 def test_comments_are_skipped():
     assert one("// a comment; with a semicolon\nmov.b32 $0, $1", 3) == 3
 
