@@ -9,6 +9,9 @@ To compare with a final residual, the layers of a row and its final residual sha
 neighbouring columns are one row's, the last layer being the final residual.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 
