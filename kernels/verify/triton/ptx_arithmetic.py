@@ -92,6 +92,8 @@ def _elementwise(each: Instruction, program: Program) -> Step:
         return _wide(each, program)
     if "hi" in modifiers and name == "mul":
         return _high(each, program)
+    if each.words[-2:] == ("f32", "bf16") and name in ("add", "sub", "fma"):
+        return _mixed(each, program)
     if modifiers - MODIFIERS or kind not in KINDS:
         raise NotImplementedError(f"PTX: {each.opcode} is not known to the emulator")
     operation = {"bf16": _bfloat, "bf16x2": _pair, "f32x2": _float_pair}.get(
@@ -139,6 +141,21 @@ def _float_pair(operation: Callable) -> Callable:
         return found.view(np.uint64)[:, 0]
 
     return run
+
+
+def _mixed(each: Instruction, program: Program) -> Step:
+    """bfloat16 operands and, last, a float32 one, from sm_100 on."""
+    operation = ELEMENTWISE[each.words[0]]
+    if set(each.words[1:-2]) - MODIFIERS:
+        raise NotImplementedError(f"PTX: {each.opcode} is not known to the emulator")
+    narrow_ones = [source(text, "bf16", program) for text in each.operands[1:-1]]
+    last, write = source(each.operands[-1], "f32", program), target(each.operands[0], program)
+
+    def step(lanes, mask) -> None:
+        wide = [widen(np.atleast_1d(read(lanes))) for read in narrow_ones]
+        write(lanes, operation(*wide, last(lanes)), mask)
+
+    return step
 
 
 WIDER = {"s16": np.int32, "u16": np.uint32, "s32": np.int64, "u32": np.uint64}

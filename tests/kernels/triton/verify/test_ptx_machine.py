@@ -110,6 +110,8 @@ REAL = [
     ("max.f32 %r4, %r1, %r2", (float("nan"), 2.0), 2.0),
     ("max.NaN.f32 %r4, %r1, %r2", (float("nan"), 2.0), float("nan")),
     ("cvt.rmi.f32.f32 %r4, %r1", (-1.5,), -2.0),
+    ("cvt.rn.bf16.f32 %rs1, %r1; add.rn.f32.bf16 %r4, %rs1, %r2", (1.00390625, 2**-20), 1 + 2**-20),
+    ("cvt.rn.bf16.f32 %rs1, %r1; fma.rn.f32.bf16 %r4, %rs1, %rs1, %r2", (3.0, 0.5), 9.5),
     ("selp.f32 %r4, %r1, %r2, %p0", (1.0, 2.0), 1.0),
 ]
 
