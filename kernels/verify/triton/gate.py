@@ -67,16 +67,33 @@ def judge(case: Case, target: str) -> Verdict:
         with offline.compiling(target) as launches:
             case.call()
     except (triton.CompilationError, triton.OutOfResources, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        return Verdict(case.name, target, [f"does not compile: {text[:300]}"])
+        return Verdict(case.name, target, [f"does not compile: {_reason(error)}"])
     kernels = {id(each.kernel): each for each in launches}
-    counted = [sass.statistics(each.kernel, target) for each in kernels.values()]
+    counted = [_counted(each, target) for each in kernels.values()]
     judged = [each for each in counted if each.name == case.kernel]
     if not judged:
         names = ", ".join(sorted({each.name for each in counted}))
         return Verdict(case.name, target, [f"{case.kernel} was not started, only {names}"])
     faults = [fault for each in counted for fault in refused(each)]
     return _verdict(case, judged[0], faults + too_slow(judged[0], case))
+
+
+_KNOWN: dict[tuple[str, str], sass.Statistics] = {}
+
+
+def _counted(launch: offline.Launch, target: str) -> sass.Statistics:
+    """Counted once a process: cases share kernels."""
+    key = (launch.kernel.hash, target)
+    if key not in _KNOWN:
+        _KNOWN[key] = sass.statistics(launch.kernel, target)
+    return _KNOWN[key]
+
+
+def _reason(error: BaseException) -> str:
+    """What the compiler said in the innermost function."""
+    while error.__cause__:
+        error = error.__cause__
+    return " ".join(str(error).split())[-200:]
 
 
 def refused(found: sass.Statistics) -> list[str]:
@@ -125,10 +142,10 @@ def run(names: Sequence[str], targets: Sequence[str], processes: int = 2) -> lis
     """Verdicts of the named cases in the order of `names`, then `targets`."""
     key = _sources()
     tasks = [(name, target, key) for name in names for target in targets]
-    # one target after another, so that a process meets a kernel it has parsed
+    # neighbours share kernels: they go to one process, in one target
     order = sorted(tasks, key=lambda task: targets.index(task[1]))
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        found = dict(zip(order, pool.map(_kept, order, chunksize=4), strict=True))
+        found = dict(zip(order, pool.map(_kept, order, chunksize=8), strict=True))
     return [found[task] for task in tasks]
 
 

@@ -31,7 +31,8 @@ the compiled PTX of sm_80 and sm_120 on a CPU.
   scores (s), in the main loop.
 - **share**: best share of the roofline, `max(matrix, memory) / max(all pipes)`, and the pipe that
   is tightest; ±15 % at best, blind to caches, bank conflicts, clocks and tails. A yardstick that
-  ranks spills and arithmetic, not a prediction of speed. Least certain on sm_100 and gfx942.
+  ranks spills and arithmetic, not a prediction of speed. Least certain on sm_100 and gfx942. Bytes
+  count as memory's though a cache may have them; empty where a case states no work.
 
 Devices, by data sheet: {NAMES}.
 """
@@ -62,7 +63,8 @@ def row(found: Verdict, unit: str) -> tuple:
     return (
         found.target, found.warps, found.registers, found.stack, found.spills,
         f"{found.shared / 1024:.0f} of {most // 1024}", found.mma, found.loop, per,
-        f"{found.share:.0%}", found.tightest, found.blocks, "; ".join(found.faults) or "passes",
+        f"{found.share:.0%}" if found.share else "", found.tightest, found.blocks,
+        "; ".join(found.faults) or "passes",
     )  # fmt: skip
 
 

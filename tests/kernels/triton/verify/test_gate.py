@@ -24,8 +24,12 @@ import gate
 from case import collect
 
 case = next(case for case in collect() if case.name == "rotation of queries")
+def broken():
+    raise RuntimeError("outer") from RuntimeError("what the innermost function is told")
+
 changed = [case._replace(weights=1, most={"sm_80": 1.0}), case._replace(flop=1.0),
-           case._replace(kernel="another"), case._replace(call=lambda: None)]
+           case._replace(kernel="another"), case._replace(call=lambda: None),
+           case._replace(call=broken)]
 print(json.dumps([gate.judge(each, "sm_80").faults for each in [case, *changed]]))
 """
 
@@ -43,12 +47,13 @@ def test_a_kernel_that_spills_is_refused(compiling):
 def test_what_a_case_demands_is_judged(compiling):
     done = compiling("-c", SLOW)
     assert done.returncode == 0, done.stderr
-    right, slow, without, missing, nothing = json.loads(done.stdout)
+    right, slow, without, missing, nothing, broken = json.loads(done.stdout)
     assert right == []
     assert any("the ceiling is 1.0" in fault for fault in slow)
     assert any("no matrix instructions" in fault for fault in without)
     assert missing == ["another was not started, only _kernel"]
     assert nothing == ["_kernel was not started, only "]
+    assert broken == ["does not compile: what the innermost function is told"]
 
 
 @pytest.mark.compile

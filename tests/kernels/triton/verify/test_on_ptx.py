@@ -30,6 +30,37 @@ def test_parity_on_ptx(on_ptx):
     assert launches(done) >= 10
 
 
+PARITY = {
+    "rope": "equals or company",
+    "linear": "rounded or company or gradient",
+    "moe": "few or 128",
+    "moe_gradient": "few or bfloat16",
+    "decode": "bits or plain",
+    "attention": "rounded or nothing or order_of_keys or padding_and_company",
+    "attention_gradient": "bfloat16 or same_bits",
+    "lens": "to_the_bit or equal_logits",
+    "route": "equals or company or same_bits",
+}
+"""Tests of each file that run on PTX too, as pytest's -k takes them"""
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("target", ["sm_80", "sm_120"])
+@pytest.mark.parametrize("name", PARITY)
+def test_parity_of_every_operation_on_ptx(on_ptx, name, target):
+    done = on_ptx(target, f"{FOLDER}/test_{name}.py", "-k", PARITY[name])
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert launches(done)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("fault", ["copies_not_awaited", "fragments_swapped", "sums_swapped"])
+@pytest.mark.parametrize("name", ["linear", "attention"])
+def test_a_fault_in_a_product_fails_parity(on_ptx, name, fault):
+    done = on_ptx("sm_80", f"{FOLDER}/test_{name}.py", "-k", "rounded", f"--ptx-fault={fault}")
+    assert done.returncode == 1 and "AssertionError" in done.stdout, done.stdout[-2000:]
+
+
 @pytest.mark.compile
 def test_a_fault_fails_parity(on_ptx):
     tests = (f"{FOLDER}/test_rms_norm.py", "-k", "test_bfloat16_is_rounded_once")
