@@ -9,7 +9,9 @@ float64 and round once: a BLAS would sum a row differently from place to place i
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,54 @@ def install() -> None:
         for name in names:
             setattr(kind, name, _widened(getattr(kind, name)))
     Builder.create_inline_asm = _inline_asm
+    _once_a_launch()
+    stock._get_np_dtype = _numpy_type
+
+
+def _once_a_launch() -> None:
+    """The language is patched for a launch, not again for each device function it calls.
+
+    As shipped that search through two modules is most of the time of a small kernel.
+    """
+    plain: Any = stock._patch_lang
+    nested = stock._LangPatchScope()
+    running: list[Any] = []
+
+    def patch(fn):
+        if running:
+            return nested
+        scopes = [plain(fn), plain(SimpleNamespace(__globals__={"core": tl.core}))]
+        running.append(fn)
+
+        def restore() -> None:
+            running.clear()
+            for scope in reversed(scopes):
+                scope.restore()
+
+        return SimpleNamespace(restore=restore)
+
+    stock._patch_lang = patch
+
+
+@cache
+def _numpy_types() -> dict[Any, np.dtype]:
+    """Every scalar type of Triton's that numpy has; bfloat16 and 8-bit floats as their bits."""
+    kinds = [kind for kind in vars(tl.core).values() if isinstance(kind, tl.dtype)]
+    found = {}
+    for kind in kinds:
+        with suppress(KeyError):
+            found[kind.name] = _plain_numpy_type(kind)
+    return found
+
+
+def _numpy_type(kind) -> np.dtype:
+    scalar = kind.scalar
+    if isinstance(scalar, tl.pointer_type):
+        return np.dtype(np.uint64)
+    return _numpy_types()[scalar.name]
+
+
+_plain_numpy_type = stock._get_np_dtype
 
 
 def _is_bf16(handle) -> bool:
