@@ -87,7 +87,7 @@ def _query_kernel(
     query, member, live = own_rows(tile, n_query, G, ROWS)
     head, heads = kv * G + member, kv_heads * G
     pos = position_of(query_pos_ptr, batch, query, n_query, live)
-    q = load_rows(q_ptr + batch * q_batch, query * q_step + head * D, live, D, BLOCK_D)
+    q = load_rows(q_ptr + batch * q_batch, query.to(tl.int64) * q_step + head * D, live, D, BLOCK_D)
     own = ((batch * n_query + query) * heads + head) * D
     grad = load_rows(grad_ptr, own, live, D, BLOCK_D)
     row = (batch * heads + head) * n_query + query
@@ -99,9 +99,9 @@ def _query_kernel(
     to_q = tl.zeros([ROWS, BLOCK_D], tl.float32)
     for start in range(low, high, KEYS):
         slot = start + tl.arange(0, KEYS)
-        at, key_pos = keys_of_tile(place_ptr, position_ptr, bounds_ptr, batch, slot)
-        k = load_rows(k_ptr, at.to(tl.int64) * k_step, key_pos < FAR, D, BLOCK_D)
-        v = load_rows(v_ptr, at.to(tl.int64) * v_step, key_pos < FAR, D, BLOCK_D)
+        at, key_pos = keys_of_tile(place_ptr, position_ptr, slot)
+        k = load_rows(k_ptr, at * k_step, None, D, BLOCK_D)
+        v = load_rows(v_ptr, at * v_step, None, D, BLOCK_D)
         x = product(q, k.T, tl.zeros([ROWS, KEYS], tl.float32))
         seen = sees(pos[:, None], key_pos[None, :], window, WINDOWED)
         if hidden_ptr is not None:
@@ -128,24 +128,23 @@ def _key_kernel(
 ):  # fmt: skip
     kv, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     slot = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
-    at, key_pos = keys_of_tile(
-        place_ptr + batch * slots, position_ptr + batch * slots, bounds_ptr, batch, slot
-    )
+    at, key_pos = keys_of_tile(place_ptr + batch * slots, position_ptr + batch * slots, slot)
     real, heads = key_pos < FAR, kv_heads * G
-    k = load_rows(k_ptr + batch * k_batch + kv * D, at.to(tl.int64) * k_step, real, D, BLOCK_D)
-    v = load_rows(v_ptr + batch * v_batch + kv * D, at.to(tl.int64) * v_step, real, D, BLOCK_D)
+    k = load_rows(k_ptr + batch * k_batch + kv * D, at * k_step, real, D, BLOCK_D)
+    v = load_rows(v_ptr + batch * v_batch + kv * D, at * v_step, real, D, BLOCK_D)
     query_place_ptr += batch * query_slots
     query_position_ptr += batch * query_slots
     low, high = _queries_seeing(query_bounds_ptr, batch, key_pos, window, WINDOWED)
     to_k, to_v = tl.zeros([KEYS, BLOCK_D], tl.float32), tl.zeros([KEYS, BLOCK_D], tl.float32)
     for start in range(low * G // ROWS * ROWS, high * G, ROWS):
         row = start + tl.arange(0, ROWS)
-        query, pos = keys_of_tile(
-            query_place_ptr, query_position_ptr, query_bounds_ptr, batch, row // G
+        query_slot = tl.minimum(row // G, query_slots - 1)
+        query, pos = keys_of_tile(query_place_ptr, query_position_ptr, query_slot)
+        head, live = kv * G + row % G, (pos < FAR) & (row < query_slots * G)
+        pos = tl.where(live, pos, -1)
+        q = load_rows(
+            q_ptr + batch * q_batch, query.to(tl.int64) * q_step + head * D, live, D, BLOCK_D
         )
-        head, live = kv * G + row % G, pos < FAR
-        pos, query = tl.where(live, pos, -1), query.to(tl.int64)
-        q = load_rows(q_ptr + batch * q_batch, query * q_step + head * D, live, D, BLOCK_D)
         own = ((batch * n_query + query) * heads + head) * D
         grad = load_rows(grad_ptr, own, live, D, BLOCK_D)
         line = (batch * heads + head) * n_query + query
@@ -162,7 +161,8 @@ def _key_kernel(
         to_k = product((p * (to_p - mean[None, :])).to(q.dtype), q, to_k)
     d = tl.arange(0, BLOCK_D)
     place = ((batch * n_key + at) * kv_heads + kv)[:, None] * D + d[None, :]
-    there, kind = real[:, None] & (d < D)[None, :], to_k_ptr.dtype.element_ty
+    there = real[:, None] & (d < D)[None, :]
+    kind = to_k_ptr.dtype.element_ty
     tl.store(to_k_ptr + place, (to_k * scale).to(kind), mask=there)
     tl.store(to_v_ptr + place, to_v.to(kind), mask=there)
 

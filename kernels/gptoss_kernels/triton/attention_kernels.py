@@ -47,7 +47,7 @@ def sees(query_pos, key_pos, window, WINDOWED: tl.constexpr):
 @triton.jit
 def own_rows(tile, n_query, G: tl.constexpr, ROWS: tl.constexpr):
     """Query and head within the group of each row of a tile, and whether it is there."""
-    row = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tile * ROWS + tl.arange(0, ROWS)
     query = row // G
     return query, row - query * G, query < n_query
 
@@ -60,12 +60,15 @@ def position_of(pos_ptr, batch, query, n_query, live):
 
 @triton.jit
 def load_rows(x_ptr, start, there, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[row, d_head]; zeros where no row is there."""
+    """[row, d_head]; zeros where no row is there. None is there everywhere."""
     d = tl.arange(0, BLOCK_D)
     at = x_ptr + start.to(tl.int64)[:, None] + d[None, :]
-    if D == BLOCK_D:
-        return tl.load(at, mask=there[:, None], other=0.0)
-    return tl.load(at, mask=there[:, None] & (d < D)[None, :], other=0.0)
+    if there is not None:
+        return tl.load(at, mask=there[:, None] & (d < D)[None, :], other=0.0)
+    elif D == BLOCK_D:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=(d < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -84,17 +87,15 @@ def slots_seen(bounds_ptr, batch, pos, window, WINDOWED: tl.constexpr, KEYS: tl.
 
 
 @triton.jit
-def keys_of_tile(place_ptr, position_ptr, bounds_ptr, batch, slot):
-    """Place and position (FAR where there is no key) of the keys in some slots."""
-    low, high = tl.load(bounds_ptr + batch * 4 + 1), tl.load(bounds_ptr + batch * 4 + 2)
-    there = (slot >= low) & (slot < high)
-    pos = tl.load(position_ptr + slot, mask=there, other=FAR)
-    return tl.load(place_ptr + slot, mask=there, other=0), pos
+def keys_of_tile(place_ptr, position_ptr, slot):
+    """Place and position of the keys in some slots; a slot without a key lends another's place, so
+    that what is read is finite, and its position is FAR."""
+    return tl.load(place_ptr + slot).to(tl.int64), tl.load(position_ptr + slot)
 
 
 @triton.jit
 def _attend_split(
-    q, pos, hidden_rows, k_ptr, v_ptr, place_ptr, position_ptr, bounds_ptr, batch, start, end,
+    q, pos, hidden_rows, k_ptr, v_ptr, place_ptr, position_ptr, start, end,
     window, scale, k_step, v_step,
     D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOWED: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -104,8 +105,8 @@ def _attend_split(
     y = tl.zeros([ROWS, BLOCK_D], tl.float32)
     for first in range(start, end, KEYS):
         slot = first + tl.arange(0, KEYS)
-        at, key_pos = keys_of_tile(place_ptr, position_ptr, bounds_ptr, batch, slot)
-        k = load_rows(k_ptr, at.to(tl.int64) * k_step, key_pos < FAR, D, BLOCK_D)
+        at, key_pos = keys_of_tile(place_ptr, position_ptr, slot)
+        k = load_rows(k_ptr, at * k_step, None, D, BLOCK_D)
         x = product(q, k.T, tl.zeros([ROWS, KEYS], tl.float32))
         seen = sees(pos[:, None], key_pos[None, :], window, WINDOWED)
         if hidden_rows is not None:
@@ -117,7 +118,7 @@ def _attend_split(
         fade = tl.exp2(m * scale - shift)
         total, y, m = total * fade + tl.sum(p, 1), y * fade[:, None], top
         if v_ptr is not None:
-            v = load_rows(v_ptr, at.to(tl.int64) * v_step, key_pos < FAR, D, BLOCK_D)
+            v = load_rows(v_ptr, at * v_step, None, D, BLOCK_D)
             y = product(p.to(v.dtype), v, y)
     return m * scale, total, y
 
@@ -170,7 +171,7 @@ def attend_kernel(
     query, member, live = own_rows(tile, n_query, G, ROWS)
     head, heads = kv * G + member, kv_heads * G
     pos = position_of(query_pos_ptr, batch, query, n_query, live)
-    q = load_rows(q_ptr + batch * q_batch, query * q_step + head * D, live, D, BLOCK_D)
+    q = load_rows(q_ptr + batch * q_batch, query.to(tl.int64) * q_step + head * D, live, D, BLOCK_D)
     hidden_rows = None
     if hidden_ptr is not None:
         hidden_rows = hidden_ptr + (batch * heads + tl.where(live, head, 0)) * n_key
@@ -183,7 +184,7 @@ def attend_kernel(
         split = tl.program_id(0) % splits
         low, high = tl.maximum(low, split * SPLIT), tl.minimum(high, split * SPLIT + SPLIT)
         m, total, y = _attend_split(
-            q, pos, hidden_rows, k_ptr, v_ptr, place_ptr, position_ptr, bounds_ptr, batch,
+            q, pos, hidden_rows, k_ptr, v_ptr, place_ptr, position_ptr,
             low, high, window, scale, k_step, v_step, D, BLOCK_D, WINDOWED, KEYS,
         )  # fmt: skip
         row = ((batch * kv_heads + kv) * splits + split) * n_query * G + query * G + member
@@ -197,7 +198,7 @@ def attend_kernel(
         y = tl.zeros([ROWS, BLOCK_D], tl.float32)
         for start in range(low // SPLIT * SPLIT, high, SPLIT):
             other_m, other_total, other_y = _attend_split(
-                q, pos, hidden_rows, k_ptr, v_ptr, place_ptr, position_ptr, bounds_ptr, batch,
+                q, pos, hidden_rows, k_ptr, v_ptr, place_ptr, position_ptr,
                 tl.maximum(start, low), tl.minimum(start + SPLIT, high), window, scale,
                 k_step, v_step, D, BLOCK_D, WINDOWED, KEYS,
             )  # fmt: skip

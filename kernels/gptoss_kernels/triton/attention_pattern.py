@@ -113,7 +113,7 @@ def _cube_kernel(
     pos = position_of(query_pos_ptr, batch, query, n_query, live)
     key = (tl.program_id(0) % across).to(tl.int64) * KEYS + tl.arange(0, KEYS)
     key_pos = tl.load(key_pos_ptr + batch * n_key + key, mask=key < n_key, other=-1).to(tl.int32)
-    q = load_rows(q_ptr + batch * q_batch, query * q_step + head * D, live, D, BLOCK_D)
+    q = load_rows(q_ptr + batch * q_batch, query.to(tl.int64) * q_step + head * D, live, D, BLOCK_D)
     k = load_rows(k_ptr + batch * k_batch + kv * D, key * k_step, key_pos >= 0, D, BLOCK_D)
     x = product(q, k.T, tl.zeros([ROWS, KEYS], tl.float32))
     seen = sees(pos[:, None], key_pos[None, :], window, WINDOWED) & (key_pos >= 0)[None, :]

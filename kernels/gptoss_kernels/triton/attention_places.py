@@ -26,7 +26,7 @@ class Places(NamedTuple):
     """All int32."""
 
     place: Int[Tensor, "batch slot"]
-    """where the slot's key lies in memory"""
+    """where the slot's key lies in memory; any real key's place where it has none"""
     position: Int[Tensor, "batch slot"]
     """its position; FAR where there is none"""
     bounds: Int[Tensor, "batch 4"]
@@ -56,7 +56,7 @@ def _places_kernel(
     i = tl.arange(0, BLOCK)
     first, least = tl.full([BLOCK], FAR, tl.int32), tl.full([BLOCK], FAR, tl.int32)
     last, most = tl.full([BLOCK], -1, tl.int32), tl.full([BLOCK], -FAR, tl.int32)
-    count = tl.zeros([BLOCK], tl.int32)
+    count, spare = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
     for start in range(0, n, BLOCK):
         at = start + i
         pos = tl.load(positions_ptr + at, mask=at < n, other=-1).to(tl.int32)
@@ -65,17 +65,22 @@ def _places_kernel(
         least = tl.minimum(least, tl.where(real, at - pos, FAR))
         most = tl.maximum(most, tl.where(real, at - pos, -FAR))
         count += real.to(tl.int32)
+        spare = tl.where(real, at, spare)
     last, shift, most, count = tl.max(last, 0), tl.min(least, 0), tl.max(most, 0), tl.sum(count, 0)
+    spare = tl.max(spare, 0)
     first = tl.where(last < 0, 0, tl.min(first, 0))  # pyright: ignore[reportOperatorIssue]
     base = first // ALIGN * ALIGN
     at = part * BLOCK + i
+    end = tl.where(shift == most, last - base + 1, first - base + count)
     if shift == most:
-        _in_order(positions_ptr, place_ptr, position_ptr, n, at, base + shift)
+        _in_order(positions_ptr, place_ptr, position_ptr, n, at, base + shift, spare)
     else:
+        outside = (at < first - base) | (at >= end)
+        tl.store(place_ptr + at, spare, mask=outside)
+        tl.store(position_ptr + at, FAR, mask=outside)
         _by_rank(positions_ptr, place_ptr, position_ptr, n, at, first - base, STEP)
     if part == 0:
         bounds_ptr += batch * 4
-        end = tl.where(shift == most, last - base + 1, first - base + count)
         tl.store(bounds_ptr, base)
         tl.store(bounds_ptr + 1, first - base)
         tl.store(bounds_ptr + 2, end)
@@ -83,10 +88,10 @@ def _places_kernel(
 
 
 @triton.jit
-def _in_order(positions_ptr, place_ptr, position_ptr, n, slot, shift):
+def _in_order(positions_ptr, place_ptr, position_ptr, n, slot, shift, spare):
     at = slot + shift
     pos = tl.load(positions_ptr + at, mask=(at >= 0) & (at < n), other=-1).to(tl.int32)
-    tl.store(place_ptr + slot, tl.where(pos >= 0, at, 0))
+    tl.store(place_ptr + slot, tl.where(pos >= 0, at, spare))
     tl.store(position_ptr + slot, tl.where(pos >= 0, pos, FAR))
 
 
