@@ -1,6 +1,5 @@
 """All Triton bodies in one table; `gptoss_kernels.backend.select` hands it out."""
 
-from gptoss_kernels import route, route_edited
 from gptoss_kernels.backend import Backend
 from gptoss_kernels.triton.attention import attention
 from gptoss_kernels.triton.lens import lens
@@ -8,6 +7,8 @@ from gptoss_kernels.triton.linear import linear
 from gptoss_kernels.triton.moe import moe, pack_for_triton
 from gptoss_kernels.triton.rms_norm import rms_norm
 from gptoss_kernels.triton.rope import rotate
+from gptoss_kernels.triton.route import choose, weigh
+from gptoss_kernels.triton.route_edited import route_edited
 from gptoss_kernels.triton.unembed import unembed
 
 TRITON = Backend(
@@ -16,11 +17,11 @@ TRITON = Backend(
     linear=linear,
     rotate=rotate,
     attention=attention,
-    choose=route.choose,
-    weigh=route.weigh,
+    choose=choose,
+    weigh=weigh,
     moe=moe,
     unembed=unembed,
-    route_edited=route_edited.route_edited,
+    route_edited=route_edited,
     lens=lens,
     pack_experts=pack_for_triton,
 )
