@@ -80,10 +80,10 @@ def decode(word, scale, METHOD: tl.constexpr, SMALL: tl.constexpr):
     ROWS: tl.constexpr = word.shape[0]
     if METHOD == "plain":
         return (
-            _plain(word, scale, 0, SMALL).reshape(ROWS, 32),
-            _plain(word, scale, 8, SMALL).reshape(ROWS, 32),
-            _plain(word, scale, 16, SMALL).reshape(ROWS, 32),
-            _plain(word, scale, 24, SMALL).reshape(ROWS, 32),
+            _plain(word, scale, 0, SMALL).reshape(ROWS, 32),  # pyright: ignore
+            _plain(word, scale, 8, SMALL).reshape(ROWS, 32),  # pyright: ignore
+            _plain(word, scale, 16, SMALL).reshape(ROWS, 32),  # pyright: ignore
+            _plain(word, scale, 24, SMALL).reshape(ROWS, 32),  # pyright: ignore
         )
     s0, s1, s2, s3 = scale & 255, (scale >> 8) & 255, (scale >> 16) & 255, (scale >> 24) & 255
     if SMALL and METHOD == "bits":  # 2^(byte - 1), twice in a register
@@ -94,8 +94,8 @@ def decode(word, scale, METHOD: tl.constexpr, SMALL: tl.constexpr):
         s2, s3 = tl.maximum(s2 * 0x00800080, 0x00400040), tl.maximum(s3 * 0x00800080, 0x00400040)
     CODE: tl.constexpr = CONVERT if METHOD == "convert" else (ONCE if SMALL else TWICE)
     a, b, c, d = tl.inline_asm_elementwise(
-        CODE,
-        REGISTERS,
+        CODE,  # pyright: ignore
+        REGISTERS,  # pyright: ignore
         [word, s0[:, None], s1[:, None], s2[:, None], s3[:, None]],
         (tl.int32, tl.int32, tl.int32, tl.int32),
         True,

@@ -44,7 +44,8 @@ class Whole(torch.autograd.Function):
         (x, weights), call = ctx.saved_tensors, ctx.call
         grad = grad.contiguous()
         to_post = through_down(grad.to(call.dtype), call, call.indices.shape[-1])
-        to_gate, to_up, to_weights = through_swiglu(to_post, *gate_up(x, call), call, weights, grad)
+        gate, high = gate_up(x, call)
+        to_gate, to_up, to_weights = through_swiglu(to_post, gate, high, call, weights, grad)
         to_x = through_gate_up(to_gate, to_up, call) if ctx.needs_input_grad[0] else None
         assert to_weights is not None
         return to_x, to_weights.to(weights.dtype), None
@@ -73,7 +74,8 @@ class Swiglu(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        to_gate, to_up, _ = through_swiglu(grad.float(), *ctx.saved_tensors, ctx.call)
+        gate, high = ctx.saved_tensors
+        to_gate, to_up, _ = through_swiglu(grad.float(), gate, high, ctx.call)
         return to_gate, to_up, None
 
 

@@ -35,7 +35,7 @@ def rows_gradient_kernel(
             scale = tl.load(scale_ptr, mask=inside, other=0)
         a, b, c, d = decode(word, scale, METHOD, SMALL)
         weight = tl.join(tl.join(a, c), tl.join(b, d)).reshape(STEP, 128)  # the block is fastest
-        for term in tl.static_range(TERMS):
+        for term in tl.static_range(TERMS):  # pyright: ignore
             grad = tl.load(grad_at + term * plane, mask=inside[None, :], other=0.0)
             total = tl.dot(weight.T, grad.T, total)
         code_ptr += STEP * 16

@@ -34,8 +34,8 @@ def packed_product(
         word = tl.load(code_ptr)
         scale = tl.load(scale_ptr)
         blocks = decode(word, scale, METHOD, SMALL)
-        for j in tl.static_range(4):
-            for term in tl.static_range(TERMS):
+        for j in tl.static_range(4):  # pyright: ignore
+            for term in tl.static_range(TERMS):  # pyright: ignore
                 real = (c < inner - k - 32 * j)[None, :]
                 x = tl.load(x_at + 32 * j + term * plane, mask=real, other=0.0)
                 total = tl.dot(blocks[j], x.T, total)

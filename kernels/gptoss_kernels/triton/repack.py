@@ -56,8 +56,10 @@ class PackedExperts(NamedTuple):
         """The checkpoint's experts, byte for byte."""
         gate_up = _restore(self.gate_up_codes, self.gate_up_scales, self.form, self.d_model)
         down = _restore(self.down_codes, self.down_scales, self.form, self.d_ff)
-        turned = [_in_turn(each) for each in gate_up]
-        return Experts(*turned, self.gate_up_bias, *down, self.down_bias)
+        return Experts(
+            _in_turn(gate_up[0]), _in_turn(gate_up[1]), self.gate_up_bias,
+            down[0], down[1], self.down_bias,
+        )  # fmt: skip
 
 
 def pack_for_triton(experts: Experts, *, form: str | None = None) -> PackedExperts:

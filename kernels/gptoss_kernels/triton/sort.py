@@ -64,7 +64,7 @@ def rows_of(table_ptr, order_ptr, tile, tiles, slots, ROWS: tl.constexpr, MOST: 
         chosen = (same > 0)[None, :] & (rank[None, :] == (first + i)[:, None])
         slot = tl.sum(tl.where(chosen, j[None, :], 0), 1)
         real = first + i < tl.sum(same, 0)
-        expert = tl.where(first % ROWS == 0, expert, -1)
+        expert = tl.where(first % ROWS == 0, expert, -1)  # pyright: ignore
     else:
         expert = tl.load(table_ptr + tile)
         first = tl.load(table_ptr + tiles + tile)

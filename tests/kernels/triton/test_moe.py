@@ -14,7 +14,7 @@ from gptoss_kernels.triton.sort import FEW
 EXPERTS, K, D_MODEL, D_FF = 4, 2, 96, 160
 NAMES = ExpertTap._fields
 DTYPES = (torch.float32, torch.bfloat16)
-SIZES = {"few slots": (1, 5), "sorted slots": (2, 17)}
+SIZES = {"few slots": (1, 3), "sorted slots": (2, 17)}
 
 
 def draw(*shape, seed=0):
@@ -44,7 +44,7 @@ def experts(plain):
     return pack_for_triton(plain)
 
 
-def inputs(batch=1, tokens=5, dtype=torch.float32, seed=1):
+def inputs(batch=1, tokens=3, dtype=torch.float32, seed=1):
     x = draw(batch, tokens, D_MODEL, seed=seed).to(dtype)
     return (x, *route(draw(batch, tokens, EXPERTS, seed=seed + 1), K))
 
@@ -121,7 +121,7 @@ def test_observing_changes_no_bit(experts, names, dtype):
 def test_a_token_has_the_same_bits_in_any_batch(experts, dtype):
     x, indices, weights = inputs(*SIZES["sorted slots"], dtype=dtype)
     together = moe(x, indices, weights, experts)
-    for part in ((slice(1, 2), slice(7, 8)), (slice(0, 2), slice(4, 6)), (slice(1, 2),)):
+    for part in ((slice(1, 2), slice(7, 8)), (slice(0, 2), slice(4, 6))):
         assert torch.equal(moe(x[part], indices[part], weights[part], experts), together[part])
 
 
@@ -157,7 +157,7 @@ def drawn_edits(indices):
 
 @pytest.mark.parametrize("names", [(), ("gate",)])
 def test_edits_as_data_do_what_taps_would(plain, experts, names):
-    x, indices, weights = inputs()
+    x, indices, weights = inputs(tokens=5)
     edits = drawn_edits(indices)
 
     def post(value):
@@ -173,7 +173,7 @@ def test_edits_as_data_do_what_taps_would(plain, experts, names):
 
 
 def test_what_edits_leave_alone_keeps_its_bits(experts):
-    x, indices, weights = inputs(dtype=torch.bfloat16)
+    x, indices, weights = inputs(tokens=5, dtype=torch.bfloat16)
     edits = drawn_edits(indices)
     alone = ~(
         (indices == 2).any(-1) | (edits.post_row >= 0).any(-1) | (edits.slot_gain != 1).any(-1)
@@ -181,7 +181,7 @@ def test_what_edits_leave_alone_keeps_its_bits(experts):
     assert alone.any() and not alone.all()
     y, edited = moe(x, indices, weights, experts), moe(x, indices, weights, experts, edits=edits)
     assert torch.equal(y[alone], edited[alone])
-    assert (y[~alone] != edited[~alone]).any(-1).all() or not torch.equal(y[~alone], edited[~alone])
+    assert not torch.equal(y[~alone], edited[~alone])
 
 
 def test_an_untapped_call_of_few_slots_is_three_kernels(experts, monkeypatch):
