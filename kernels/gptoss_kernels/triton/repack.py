@@ -30,14 +30,14 @@ FORMS = ("bits", "nibbles")
 
 
 class PackedExperts(NamedTuple):
-    """One layer's experts as Triton kernels read them; as large as in the checkpoint."""
+    """One layer's experts as Triton kernels read them, by groups (a block here is four of MXFP4)."""
 
-    gate_up_codes: Int[Tensor, "expert group gate_up 16"]
-    gate_up_scales: Int[Tensor, "expert group gate_up"]
+    gate_up_codes: Int[Tensor, "expert block gate_up 16"]
+    gate_up_scales: Int[Tensor, "expert block gate_up"]
     gate_up_bias: Float[Tensor, "expert gate_up"]
     """gate and up in turn, as in the checkpoint"""
-    down_codes: Int[Tensor, "expert group2 d_model 16"]
-    down_scales: Int[Tensor, "expert group2 d_model"]
+    down_codes: Int[Tensor, "expert block d_model 16"]
+    down_scales: Int[Tensor, "expert block d_model"]
     down_bias: Float[Tensor, "expert d_model"]
     form: str
     """"bits" or "nibbles": how a word holds its codes"""
