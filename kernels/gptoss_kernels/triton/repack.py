@@ -30,7 +30,7 @@ FORMS = ("bits", "nibbles")
 
 
 class PackedExperts(NamedTuple):
-    """One layer's experts as Triton kernels read them, by groups (a block here is four of MXFP4)."""
+    """One layer's experts as Triton kernels read them; a block here is four of MXFP4."""
 
     gate_up_codes: Int[Tensor, "expert block gate_up 16"]
     gate_up_scales: Int[Tensor, "expert block gate_up"]
