@@ -56,18 +56,18 @@ def of_attention(
     group, size = heads // max(1, kv_heads), size_of("attention_gradient", q, n_query)
     shared = dict(
         G=group, D=d_head, BLOCK_D=width(d_head), WINDOWED=seen.window is not None,
-        ROWS=size.rows, KEYS=size.cols, num_warps=size.warps, num_stages=size.stages,
+        KEYS=size.cols, num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
     sizes = (n_query, n_key, seen.places.place.shape[1], kv_heads, seen.reach, scale_of(q),
              1 / math.sqrt(d_head), *strides(q, k, v))  # fmt: skip
     given = (q, k, v, grad, out.lse, mean, seen.hidden)
     launch(_query_kernel, (triton.cdiv(n_query * group, size.rows), kv_heads, batch), *given,
-           seen.query_pos, *seen.places, to_q, *sizes, **shared)  # fmt: skip
+           seen.query_pos, *seen.places, to_q, *sizes, ROWS=size.rows, **shared)  # fmt: skip
     queries = find_places(seen.query_pos, ALIGN)
     slots = seen.places.place.shape[1]
     launch(_key_kernel, (triton.cdiv(slots, size.cols), kv_heads, batch), *given,
            *queries, *seen.places, to_k, to_v, queries.place.shape[1], *sizes,
-           **shared)  # fmt: skip
+           ROWS=size.inner, **shared)  # fmt: skip
     to_sinks = (out.mass * (grad_mass - mean)).sum((0, 2))
     found = (to_q, to_k, to_v, to_sinks)
     return tuple(to.to(x.dtype) for to, x in zip(found, inputs, strict=True))  # pyright: ignore
@@ -142,9 +142,8 @@ def _key_kernel(
         query, pos = keys_of_tile(query_place_ptr, query_position_ptr, query_slot)
         head, live = kv * G + row % G, (pos < FAR) & (row < query_slots * G)
         pos = tl.where(live, pos, -1)
-        q = load_rows(
-            q_ptr + batch * q_batch, query.to(tl.int64) * q_step + head * D, live, D, BLOCK_D
-        )
+        own = query * q_step + head * D
+        q = load_rows(q_ptr + batch * q_batch, own, live, D, BLOCK_D)
         own = ((batch * n_query + query) * heads + head) * D
         grad = load_rows(grad_ptr, own, live, D, BLOCK_D)
         line = (batch * heads + head) * n_query + query
