@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import gpu_agreement
 import gpu_rivals
 import machine
 import torch
@@ -15,13 +16,11 @@ from rounds import Row, in_turn, ratios, told
 from work import bytes_per_token
 
 import gptoss_workbench as wb
-from gptoss_workbench.checkpoint.synthetic import TINY, random_tensors
+from gptoss_workbench.checkpoint.synthetic import random_tensors
 from gptoss_workbench.config import Config
 from gptoss_workbench.decoder import Decoder
 from gptoss_workbench.model import GptOss
 
-STEPS = 16
-"""Tokens decoded in one turn."""
 COPIED = 1 << 28
 """Bytes of the copy that measures the bandwidth."""
 FILTERS: dict[str, Callable[[str], bool] | None] = {
@@ -40,11 +39,13 @@ class Plan(NamedTuple):
     contexts: list[int]
     repeats: int
     rivals: bool
+    steps: int = 16
+    """tokens decoded in one turn"""
 
 
 def tiny() -> Plan:
-    """Everything once, in seconds."""
-    return Plan(None, TINY, [5], [4], 1, rivals=False)
+    """Everything once."""
+    return Plan(None, gpu_agreement.small(), [3], [2], 1, rivals=False, steps=1)
 
 
 def measure(plan: Plan, device: torch.device) -> list[Row]:
@@ -57,7 +58,7 @@ def measure(plan: Plan, device: torch.device) -> list[Row]:
     for length in plan.prompts:
         rows += shown(prefill(model, length, plan.repeats, rivals))
     for length in plan.contexts:
-        rows += shown(decode(model, length, plan.repeats, rivals, read))
+        rows += shown(decode(model, length, plan, rivals, read))
     return rows + shown(memory(model, plan.prompts[-1]))
 
 
@@ -91,10 +92,10 @@ def prefill(model: GptOss, length: int, repeats: int, rivals: dict) -> list[Row]
     return compared(f"prefill {length}", length, times)
 
 
-def decode(model: GptOss, length: int, repeats: int, rivals: dict, read: float) -> list[Row]:
+def decode(model: GptOss, length: int, plan: Plan, rivals: dict, read: float) -> list[Row]:
     """Tokens a second after a context, one at a time; the share of the bandwidth they use."""
-    tokens, steps = drawn(model, length), drawn(model, STEPS)
-    room = length + STEPS * (repeats + 2)
+    tokens, steps = drawn(model, length), drawn(model, plan.steps)
+    room = length + plan.steps * (plan.repeats + 2)
     caches = {name: model.new_cache(room) for name in ("graph", "hooks off", *FILTERS)}
     with torch.no_grad():
         for cache in caches.values():
@@ -119,11 +120,11 @@ def decode(model: GptOss, length: int, repeats: int, rivals: dict, read: float) 
     for name, rival in rivals.items():
         rival.fill(tokens)
         jobs[name] = partial(rival.decode, steps)
-    times = timed(jobs, tokens.device, repeats)
+    times = timed(jobs, tokens.device, plan.repeats)
     size = bytes_per_token(model.config, length)
     return [
         row._replace(share=row.value * size / read, of="copy")
-        for row in compared(f"decode at {length}", STEPS, times)
+        for row in compared(f"decode at {length}", plan.steps, times)
         if isinstance(row.value, float)
     ]
 
