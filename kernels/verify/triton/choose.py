@@ -61,7 +61,7 @@ def uses(case: Case, target: str) -> list[Use]:
         asked[kernel] = max(rows, asked.get(kernel, 0))
         return plain(kernel, rows, arch)
 
-    with offline.compiling(target):
+    with offline.idling(target):
         tiles.choose = watch
         try:
             case.call()

@@ -56,6 +56,13 @@ def compiling(target: str) -> Iterator[list[Launch]]:
 
 
 @contextmanager
+def idling(target: str) -> Iterator[None]:
+    """Launches do nothing; the host code sees `target`."""
+    with _standing_in(target, None):
+        yield
+
+
+@contextmanager
 def executing(
     target: str,
     how: ptx_machine.Run = ptx_machine.Run(),  # noqa: B008
@@ -95,7 +102,7 @@ def _passed(kind, value) -> list:
 
 
 @contextmanager
-def _standing_in(target: str, started: Callable[[Launch], None]) -> Iterator[None]:
+def _standing_in(target: str, started: Callable[[Launch], None] | None) -> Iterator[None]:
     if interpreting():
         raise RuntimeError(
             "offline: triton was imported with TRITON_INTERPRET=1; use TRITON_INTERPRET=0"
@@ -104,6 +111,8 @@ def _standing_in(target: str, started: Callable[[Launch], None]) -> Iterator[Non
     plain_driver = driver._active
 
     def run(self, *args, grid, warmup, **kwargs):
+        if started is None:
+            return None
         kernel = plain_run(self, *args, grid=grid, warmup=True, **kwargs)
         names = self.signature.parameters
         given = {name: value for name, value in kwargs.items() if name in names}
