@@ -27,7 +27,8 @@ CASES = (
     Case("lens, in float32", "lens_kernel", lambda: ask(dtype=torch.float32),
          flop=3 * TURN["flop"], nbytes=TURN["nbytes"],
          arch={"sm_100": {"flop": 3 * TURN["flop"] // 2}}),
-    Case("lens, logits of targets", "target_kernel", ask, arch={"sm_100": {"flop": OWN["flop"] // 4}}, **OWN),
+    Case("lens, logits of targets", "target_kernel", ask,
+         arch={"sm_100": {"flop": OWN["flop"] // 4}}, **OWN),
     Case("lens, the merge", "merge_kernel", ask),
     Case("lens, the merge of 20 tokens", "merge_kernel", lambda: ask(20)),
 )  # fmt: skip
