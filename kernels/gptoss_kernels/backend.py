@@ -115,7 +115,11 @@ def select(name: str | None = None, device: torch.device | str = "cpu") -> Backe
 
 
 def instruction_set(name: str) -> str | None:
-    """The processor's instructions a backend runs on, where it chooses; results depend on them."""
+    """The processor's instructions or the tiles a backend chose; results depend on them."""
+    if name == "triton":
+        from gptoss_kernels.triton import tiles
+
+        return f"{tiles.architecture()}, tiles {tiles.digest()}"
     if name != "native":
         return None
     from gptoss_kernels.native import library

@@ -1,4 +1,4 @@
-"""The `gptoss` command: info, generate, trace and doctor.
+"""The `gptoss` command: info, generate, trace, tune and doctor.
 
 A mistake gives one line on stderr and exit code 2. Torch is imported by the commands that need it,
 so `gptoss --help` answers at once.
@@ -129,6 +129,29 @@ def trace(
         seen = opened.trace(tokens, names_filter=names, router_logits=True)
         page = trace_page(seen, out, title=prompt, told=said, layer=layer, head=head)
         typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def tune() -> None:
+    """Time the Triton kernels' tiles on this GPU and keep those that are faster."""
+    with one_line_errors():
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("tune: no GPU is found; tiles are tuned on the GPU that will use them")
+        from gptoss_kernels.triton import tiles
+        from gptoss_kernels.triton import tune as kernels
+
+        choices = []
+        for choice in kernels.tune(kernels.Shapes(), torch.device("cuda")):
+            choices.append(choice)
+            before, after = choice.milliseconds
+            kept = "kept" if choice.after == choice.before else f"now {choice.after}"
+            typer.echo(
+                f"{choice.job:<28} {choice.kernel:<24} {before:.3f} -> {after:.3f} ms  {kept}"
+            )
+        kernels.save(choices)
+        typer.echo(f"{tiles.device_name()}: kept in {tiles.own_file()}")
 
 
 @app.command()
