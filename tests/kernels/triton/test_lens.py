@@ -1,15 +1,9 @@
 """Triton's lens against whole rows of logits, and its bits against those of `linear`."""
 
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder as Builder
-from triton.runtime.interpreter import TensorHandle as Handle
 
-from gptoss_kernels.triton import interpreter
 from gptoss_kernels.triton import lens as module
-from gptoss_kernels.triton.bits import widen
 from gptoss_kernels.triton.lens import lens
 from gptoss_kernels.triton.linear import linear
 
@@ -19,14 +13,7 @@ TARGETS = torch.tensor([0, 49, -1, 130, 64])
 
 @pytest.fixture(autouse=True)
 def stretches(monkeypatch):
-    """Two stretches, of two tiles and of one, and dots that sum alike at every place of a tile."""
-    interpreter.install()
-
-    def dot(self, a, b, d, *_):
-        a, b = (widen(h.data) if h.dtype.scalar == tl.bfloat16 else h.data for h in (a, b))
-        return Handle((a.astype(np.float64) @ b).astype(np.float32) + d.data, tl.float32)
-
-    monkeypatch.setattr(Builder, "create_dot", dot)
+    """Two stretches, of two tiles and of one."""
     monkeypatch.setattr(module, "TILES", 2)
 
 

@@ -1,16 +1,10 @@
 """Triton's sparse codes against the plain ones."""
 
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder as Builder
-from triton.runtime.interpreter import TensorHandle as Handle
 
 from gptoss_kernels import sae as plain
-from gptoss_kernels.triton import interpreter
 from gptoss_kernels.triton import sae as module
-from gptoss_kernels.triton.bits import widen
 from gptoss_kernels.triton.sae import decode, decoder_gradient, encode_above, encode_topk
 
 LATENTS, WIDTH = 101, 45
@@ -18,14 +12,7 @@ LATENTS, WIDTH = 101, 45
 
 @pytest.fixture(autouse=True)
 def stretches(monkeypatch):
-    """Two stretches of two tiles each, and dots that sum alike at every place of a tile."""
-    interpreter.install()
-
-    def dot(self, a, b, d, *_):
-        a, b = (widen(h.data) if h.dtype.scalar == tl.bfloat16 else h.data for h in (a, b))
-        return Handle((a.astype(np.float64) @ b).astype(np.float32) + d.data, tl.float32)
-
-    monkeypatch.setattr(Builder, "create_dot", dot)
+    """Two stretches of two tiles each."""
     monkeypatch.setattr(module, "TILES", 2)
 
 
