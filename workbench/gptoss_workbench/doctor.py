@@ -45,10 +45,22 @@ def _backends() -> list[Finding]:
     from gptoss_kernels import backend
 
     names = backend.available()
-    out = [Finding("backends", True, f"{', '.join(names)}; load() takes {names[0]}")]
+    out = [Finding("backends", True, f"{', '.join(names)}; load() takes {names[0]}"), _on_gpu()]
     if why := backend.why_missing("native"):
         return [*out, Finding("native", False, f"{why}; the slow reference is used instead")]
     return [*out, Finding("native", True, f"runs on {backend.instruction_set('native')}")]
+
+
+def _on_gpu() -> Finding:
+    import torch
+
+    from gptoss_kernels import backend
+
+    if why := backend.why_missing("triton", "cuda"):
+        return Finding("triton", False, why)
+    if not torch.cuda.is_available():
+        return Finding("triton", True, f"{version('triton')}, waits for a GPU")
+    return Finding("triton", True, f"{version('triton')}; load(device='cuda') takes it")
 
 
 def _lab() -> Finding:
