@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from gptoss_kernels.triton.attention_kernels import attend_kernel, merge_kernel
-from gptoss_kernels.triton.attention_places import Places, find_places
+from gptoss_kernels.triton.attention_places import Places, find_places, hidden_words
 from gptoss_kernels.triton.launch import launch
 from gptoss_kernels.triton.tiles import Tile, tile
 
@@ -105,11 +105,12 @@ def attend(
         rows = batch * kv_heads * splits * n_query * group
         sums = q.new_empty((rows, 2), dtype=torch.float32)
         y = None if v is None else q.new_empty((rows, width(d_head)), dtype=torch.float32)
-    sinks = sinks.float().contiguous()
+    sinks, places = sinks.float().contiguous(), seen.places
+    hidden = None if seen.hidden is None else hidden_words(seen.hidden, places.place)
     launch(attend_kernel, (tiles * splits, kv_heads, batch), q, k, v, sinks, seen.query_pos,
-           *seen.places, seen.hidden, gain, z, lse, mass, sums, y, n_query, k.shape[1],
-           seen.places.place.shape[1], kv_heads, splits, seen.reach, scale_of(q),
-           *strides(q, k, k if v is None else v), G=group, D=d_head, BLOCK_D=width(d_head),
+           *places, hidden, gain, z, lse, mass, sums, y, n_query, places.place.shape[1], kv_heads,
+           splits, seen.reach, scale_of(q), *strides(q, k, k if v is None else v),
+           G=group, D=d_head, BLOCK_D=width(d_head),
            WINDOWED=seen.window is not None, ROWS=size.rows, KEYS=size.cols, SPLIT=size.inner,
            num_warps=size.warps, num_stages=size.stages)  # fmt: skip
     if splits > 1:

@@ -94,6 +94,19 @@ def keys_of_tile(place_ptr, position_ptr, slot):
 
 
 @triton.jit
+def hides(rows_ptr, first, KEYS: tl.constexpr):
+    """[row, key]: whether the words that belong to each row hide the slots from `first` on."""
+    tl.static_assert(KEYS <= 64)
+    i = tl.arange(0, KEYS)
+    word = tl.load(rows_ptr + first // 32)[:, None]
+    if KEYS < 32:
+        return (word & (1 << (first % 32 + i))[None, :]) != 0
+    if KEYS == 64:
+        word = tl.where((i < 32)[None, :], word, tl.load(rows_ptr + first // 32 + 1)[:, None])
+    return (word & (1 << (i % 32))[None, :]) != 0
+
+
+@triton.jit
 def _attend_split(
     q, pos, hidden_rows, k_ptr, v_ptr, place_ptr, position_ptr, start, end,
     window, scale, k_step, v_step,
@@ -110,7 +123,7 @@ def _attend_split(
         x = product(q, k.T, tl.zeros([ROWS, KEYS], tl.float32))
         seen = sees(pos[:, None], key_pos[None, :], window, WINDOWED)
         if hidden_rows is not None:
-            seen = seen & (tl.load(hidden_rows[:, None] + at[None, :]) == 0)
+            seen = seen & (hides(hidden_rows, first, KEYS) == 0)
         x = tl.where(seen, x, -float("inf"))
         top = tl.maximum(m, tl.max(x, 1))
         shift = tl.where(top == -float("inf"), 0.0, top * scale)
@@ -160,7 +173,7 @@ def _finish(
 def attend_kernel(
     q_ptr, k_ptr, v_ptr, sinks_ptr, query_pos_ptr, place_ptr, position_ptr, bounds_ptr,
     hidden_ptr, gain_ptr, z_ptr, lse_ptr, mass_ptr, sums_ptr, y_ptr,
-    n_query, n_key, slots, kv_heads, splits, window, scale,
+    n_query, slots, kv_heads, splits, window, scale,
     q_batch, q_step, k_batch, k_step, v_batch, v_step,
     G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WINDOWED: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
@@ -174,7 +187,7 @@ def attend_kernel(
     q = load_rows(q_ptr + batch * q_batch, query.to(tl.int64) * q_step + head * D, live, D, BLOCK_D)
     hidden_rows = None
     if hidden_ptr is not None:
-        hidden_rows = hidden_ptr + (batch * heads + tl.where(live, head, 0)) * n_key
+        hidden_rows = hidden_ptr + (batch * heads + tl.where(live, head, 0)) * (slots // 32)
     k_ptr += batch * k_batch + kv * D
     if v_ptr is not None:
         v_ptr += batch * v_batch + kv * D

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from gptoss_kernels.triton.launch import launch
@@ -42,6 +42,34 @@ def find_places(positions: Int[Tensor, "batch place"], align: int) -> Places:
     launch(_places_kernel, (batch, parts), positions.contiguous(), place, position, bounds, n,
            ALIGN=align, BLOCK=BLOCK, STEP=32, num_warps=8)  # fmt: skip
     return Places(place, position, bounds)
+
+
+def hidden_words(
+    hidden: UInt8[Tensor, "batch head place"], place: Int[Tensor, "batch slot"]
+) -> Int[Tensor, "batch head word"]:
+    """Which slots each head may not see, a bit each, 32 in an int32.
+
+    A row of a tile reads a word where it would read a byte for every key: the tile of scores keeps
+    its layout, and so its sums their bits.
+    """
+    batch, heads, n = hidden.shape
+    slots = place.shape[1]
+    words = place.new_empty((batch, heads, slots // 32))
+    launch(_words_kernel, (batch * heads, slots // BLOCK), hidden, place, words, heads, n, slots,
+           WORDS=BLOCK // 32, num_warps=4)  # fmt: skip
+    return words
+
+
+@triton.jit
+def _words_kernel(
+    hidden_ptr, place_ptr, words_ptr, heads, n, slots, WORDS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    word, bit = tl.program_id(1) * WORDS + tl.arange(0, WORDS), tl.arange(0, 32)
+    place = tl.load(place_ptr + row // heads * slots + word[:, None] * 32 + bit[None, :])
+    hidden = tl.load(hidden_ptr + row * n + place, mask=place < n, other=0) != 0
+    found = tl.sum(hidden.to(tl.int32) << bit[None, :], 1)
+    tl.store(words_ptr + row * (slots // 32) + word, found)
 
 
 @triton.jit

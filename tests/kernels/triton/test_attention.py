@@ -254,9 +254,9 @@ def test_a_gain_has_the_same_bits_where_keys_are_shared_among_programs():
 
 @pytest.mark.parametrize("window", [None, 9])
 def test_hidden_keys_are_not_seen(window):
-    inputs, at = draw(40, 2, 2, 16), ragged(40)
-    hidden = torch.zeros(2, 40, dtype=torch.bool)
-    hidden[0, 12:15] = True
+    inputs, at = draw(100, 2, 2, 16), ragged(100)
+    hidden = torch.zeros(2, 100, dtype=torch.bool)
+    hidden[0, [*range(27, 31), 32, 56, *range(60, 90)]] = True  # slots 2 to 5, 7, 31, 35 to 64
     wanted = reference(*inputs, at, at.masked_fill(hidden, PAD), window=window)
     each = hidden[:, None].repeat(1, 4, 1)
     for given in (hidden, each):
