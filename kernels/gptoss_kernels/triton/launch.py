@@ -4,6 +4,9 @@ Products and sums are contracted only where a kernel says `tl.fma`, so a stage t
 kernel rounds as it does inside.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import JITFunction
@@ -23,7 +26,14 @@ def launch(kernel, grid: tuple[int, ...], *args, **meta) -> None:
         return
     if counting:
         launched.append(kernel.fn.__name__)
-    kernel[grid](*args, enable_fp_fusion=False, **meta)
+    with _where(args):
+        kernel[grid](*args, enable_fp_fusion=False, **meta)
+
+
+def _where(args: tuple) -> AbstractContextManager:
+    """Triton starts kernels on the current GPU, which need not be the one that holds `args`."""
+    device = next(each.device for each in args if isinstance(each, Tensor))
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def interpreting() -> bool:
