@@ -1,5 +1,7 @@
 """Decoding at fixed addresses: the bits of ordinary decoding, nothing moves, nothing is missed."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -90,6 +92,18 @@ def test_chunks_go_through_a_fixed_cache_too(model, ragged):
     torch.testing.assert_close(found, wanted)
 
 
+def test_a_fixed_cache_leaves_nothing_of_the_one_it_was_made_from(model, ragged):
+    """Else the keys of a long prompt lie in memory twice."""
+    tokens, mask, _, _ = ragged
+    plain = model.new_cache(room=PROMPT + 24)
+    with torch.no_grad():
+        model(tokens, attention_mask=mask, past_key_values=plain, return_type=None)
+    held = [weakref.ref(arena.store) for arena in plain.layers[1]._arenas]
+    assert all(store() is not None for store in held)
+    FixedCache(plain, model.config, room=PROMPT + 24)
+    assert [store() for store in held] == [None] * 3 and plain.nbytes == 0
+
+
 def test_a_full_cache_says_so(model, ragged):
     tokens, mask, more, on = ragged
     fixed = Decoder(model, prefilled(model, tokens, mask), room=PROMPT + 1)
@@ -114,6 +128,16 @@ def test_generation_writes_the_same(model, everywhere, monkeypatch, edits):
     monkeypatch.undo()
     wanted = model.generate(draw(1, PROMPT), max_new_tokens=20, edits=edits, stop_at_eos=False)
     assert torch.equal(found, wanted)
+
+
+def test_a_short_row_writes_on_beside_one_at_the_end_of_the_context(make_model, everywhere):
+    """Its steps take places of their own, behind the longest prompt."""
+    model = make_model(backend="reference", max_position_embeddings=PROMPT + 1)
+    prompts, mask = draw(2, PROMPT), torch.ones(2, PROMPT, dtype=torch.bool)
+    mask[1, :7] = False
+    options = {"attention_mask": mask, "stop_at_eos": False, "return_type": "generation"}
+    out = model.generate(prompts, max_new_tokens=6, **options)
+    assert [len(row) for row in out.completions] == [1, 6] and len(everywhere) == 5
 
 
 def test_an_edit_that_needs_python_takes_the_ordinary_way(model, everywhere, monkeypatch):

@@ -6,15 +6,16 @@ Python, so a model somebody observes is decoded without one; routing edits are t
 captured kernels read, and stay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptoss_hooks.edits.routing import RoutingEdit
+from gptoss_hooks.points import HookPoint
 from gptoss_kernels import rope
 from gptoss_kernels.route_edited import RouteProgram
 from gptoss_workbench import edit_scope
@@ -29,20 +30,27 @@ def worthwhile(model: Any) -> bool:
     return torch.device(model.cfg.device).type == "cuda" and model.backend == "triton"
 
 
-def watched(model: Any) -> bool:
-    """Whether any module of the model would call a function of somebody's."""
-    hooked = any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        for module in model.modules()
-    )
-    return hooked or any(point.observed for point in model.hook_dict.values())
+def watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether any of a model's modules would call a function of somebody's.
+
+    Asked before every token of a thousand modules, so it looks into their dictionaries.
+    """
+    for module in modules:
+        own = module.__dict__
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"]:
+            return True
+        if own.get("_forward_functions") or own.get("_backward_functions"):
+            return True
+        if "__nnsight__" in own and isinstance(module, HookPoint) and module.observed:
+            return True
+    return False
 
 
 class Decoder:
     """Runs one token a row after what `cache` holds; both are filled in place."""
 
     def __init__(self, model: Any, cache: KVCache, *, room: int):
-        self.model = model
+        self.model, self.modules = model, list(model.modules())
         self.cache = FixedCache(cache, model.config, room=room)
         assert self.cache.lengths is not None
         rows, device = len(self.cache.lengths), self.cache.lengths.device
@@ -58,7 +66,7 @@ class Decoder:
         """`step` under the model's active edits; where Python is to be called, an ordinary pass."""
         model, cache = self.model, self.cache
         as_data = all(isinstance(edit, RoutingEdit) for edit in model.active_edits)
-        if not as_data or watched(model):
+        if not as_data or watched(self.modules):
             options = {"past_key_values": cache, "logits_to_keep": 1}
             return model(tokens, attention_mask=mask, **options)[:, -1]
         with ExitStack() as leaving:
@@ -83,7 +91,8 @@ class Decoder:
         if not self._hold(programs):
             self.graph = None
         if self.tokens.device.type == "cuda":
-            self._replay()
+            with torch.cuda.device(self.tokens.device):
+                self._replay()
         else:
             self._run()
         self.cache.advance(mask, tokens, counted=True)
@@ -118,7 +127,7 @@ class Decoder:
             self._run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             self._run()
         for counter, value in zip(counters, before, strict=True):
             counter.copy_(value)

@@ -86,7 +86,7 @@ class FixedCache(KVCache):
             fixed = FixedLayer(layer.k, layer.v, layer.positions, self.places[window])
             fixed.seen = layer.seen
             self.layers.append(fixed)  # pyright: ignore[reportArgumentType]
-            layer.k = layer.v = None  # one copy at a time, not one a layer
+            layer.forget()  # one copy at a time, not one a layer
 
     def positions(self, mask: Tensor) -> Int[Tensor, "batch pos"]:
         """Positions of a new chunk's real tokens (padding: -1); makes room for the chunk."""

@@ -217,8 +217,8 @@ class GenerateMixin(TextMixin, HookedRoot):
             raise ValueError(f"generate: chunk must be >= 1; got {chunk}")
         tokens, mask = (each.to(self.cfg.device) for each in pad(out.prompts, self.pad_id, "left"))
         out.stopped = [self._why(end, []) for end in ends]
-        draw, rows = Draw(sampling, out.seed, len(out.prompts)), zip(out.prompts, ends, strict=True)
-        room = max(len(each) + min(end.max_new_tokens, end.room) for each, end in rows)
+        draw = Draw(sampling, out.seed, len(out.prompts))
+        room = tokens.shape[1] + max(min(end.max_new_tokens, end.room) for end in ends)
         cache: Any = KVCache(self.config, room=room) if use_cache else None
         while running := [row for row, why in enumerate(out.stopped) if why == INTERRUPTED]:
             with torch.no_grad(), self.edited(*edits), self.being_written():

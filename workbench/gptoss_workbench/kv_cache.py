@@ -54,7 +54,7 @@ class LayerCache:
 
     def __init__(self, window: int | None, room: int = 0):
         self.window = window
-        self._arenas = tuple(_Arena(room) for _ in range(3))
+        self._arenas: tuple[_Arena, ...] = tuple(_Arena(room) for _ in range(3))
         self.k: Tensor | None = None
         self.v: Tensor | None = None
         self.positions: Tensor | None = None
@@ -77,6 +77,11 @@ class LayerCache:
         self._keep(*parts)
         self.seen += chunk
         return parts[0], parts[1], parts[2]
+
+    def forget(self) -> None:
+        """Free what is held, the memory set aside for more included; nothing can follow."""
+        self.k = self.v = self.positions = None
+        self._arenas = ()
 
     def _written(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
         """Append in place; chunks that were joined under gradients move in first."""
