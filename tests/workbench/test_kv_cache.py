@@ -23,6 +23,20 @@ def test_a_full_layer_keeps_everything_in_order():
     assert torch.equal(v, k + 100)
 
 
+@pytest.mark.parametrize("after", [[5, 6, 7, 8], [5, 6, 7, PAD]])
+def test_a_gpu_is_not_asked_for_padding_and_keeps_the_same(monkeypatch, after):
+    def kept():
+        layer = LayerCache(4)
+        layer.extend(*chunk([[PAD, 0, 1, 2, 3, 4]]))
+        layer.extend(*chunk([after]))
+        return layer.k, layer.v, layer.positions
+
+    wanted = kept()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.Tensor, "__bool__", None)  # what would wait for the device
+    assert all(map(torch.equal, kept(), wanted))
+
+
 def test_within_its_room_a_full_layer_is_never_copied():
     layer = LayerCache(None, room=5)
     with torch.no_grad():

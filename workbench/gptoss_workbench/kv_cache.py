@@ -98,7 +98,8 @@ class LayerCache:
         if reach is None or k.shape[1] <= reach:
             self.k, self.v, self.positions = k, v, positions
             return
-        if reach and bool((positions[:, -reach:] == PAD).any()):
+        # a GPU is not waited for: sorting costs less than standing still in every sliding layer
+        if reach and (positions.is_cuda or bool((positions[:, -reach:] == PAD).any())):
             order = torch.argsort(positions, dim=1, stable=True)[:, -reach:]
             rows = torch.arange(k.shape[0], device=k.device)[:, None]
             self.k, self.v, self.positions = k[rows, order], v[rows, order], positions[rows, order]
