@@ -88,7 +88,7 @@ def _why_no_triton(kind: str) -> str | None:
     if find_spec("triton") is None:
         return "the package triton is not installed (pip install triton)"
     if kind == "cuda":
-        return None
+        return _why_too_old()
     if kind != "cpu":
         return "it runs on CUDA and ROCm GPUs"
     off = "on a CPU only Triton's interpreter runs it: set TRITON_INTERPRET=1 before Python starts"
@@ -97,6 +97,15 @@ def _why_no_triton(kind: str) -> str | None:
     from gptoss_kernels.triton.launch import interpreting
 
     return None if interpreting() else off
+
+
+def _why_too_old() -> str | None:
+    """Why the current GPU cannot run Triton's kernels, if there is one and it cannot."""
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    too_old = f"it needs a GPU of compute capability 8.0 or more; this one has {major}.{minor}"
+    return too_old if major < 8 else None
 
 
 def select(name: str | None = None, device: torch.device | str = "cpu") -> Backend:

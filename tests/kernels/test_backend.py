@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import torch
 
 from gptoss_kernels import attention, linear, moe, rms_norm, rope, route, unembed
 from gptoss_kernels.backend import NAMES, REFERENCE, Backend, available, select
@@ -32,6 +33,14 @@ def test_the_interpreter_is_taken_by_name_alone():
 
 def test_triton_is_the_first_choice_on_a_gpu():
     assert available("cuda") == ("triton", "reference")
+
+
+def test_a_gpu_too_old_for_triton_takes_the_reference(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert available("cuda") == ("reference",)
+    with pytest.raises(ValueError, match=r"compute capability 8\.0 or more; this one has 7\.5"):
+        select("triton", "cuda")
 
 
 def test_without_the_interpreter_triton_says_how_to_turn_it_on(monkeypatch):
