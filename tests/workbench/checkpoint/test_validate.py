@@ -151,6 +151,25 @@ def test_scale_bytes_0_and_254_are_numbers(hf, tensors):
     assert open_checkpoint(hf).tensors()[SCALES][0, 0, 1] == 254
 
 
+class OnGpu(torch.Tensor):
+    """As a tensor on a GPU: numpy sees it only once it is on the CPU."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_scales_of_a_model_on_a_gpu_are_checked_too(tensors):
+    """As when it is saved."""
+    moved = {name: tensor.clone().as_subclass(OnGpu) for name, tensor in tensors.items()}
+    validate.check_scales(moved, TINY)
+    moved[SCALES][5, 7, 2] = 255
+    with pytest.raises(CheckpointError, match="scale byte 255"):
+        validate.check_scales(moved, TINY)
+
+
 def test_original_is_checked_under_its_own_names(original):
     file = original / "model.safetensors"
     stored = load_file(file)

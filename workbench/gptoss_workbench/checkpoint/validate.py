@@ -104,7 +104,8 @@ def check_scales(tensors: Mapping[str, Tensor], config: Config) -> None:
 
 def _nan_places(scales: Tensor) -> Iterator[int]:
     """The first scale byte 255 of a tensor, if any, as a flat index."""
-    flat = scales.reshape(-1).numpy()  # on one thread: 7 x faster than torch's on two busy cores
+    # numpy, on one thread, is 7 x faster than torch on two busy cores
+    flat = scales.cpu().reshape(-1).numpy()
     for start in range(0, flat.size, SCAN_CHUNK):
         chunk = flat[start : start + SCAN_CHUNK]
         if int(chunk.max()) == NAN_SCALE:
