@@ -85,6 +85,7 @@ def logit_lens(
     )
     filled: list[Tensor] = []
     for first, (rows, at), stack, final in states:
+        stack = stack.to(model.unembed.weight.device)  # a trace is on the CPU
         stack = stack if lens is None else _through(lens, names[first:], stack)
         part = readout(model, stack, k=k, targets=targets[rows, at], final=final if kl else None)
         filled = filled or [blank(piece, len(names), places.shape) for piece in part]

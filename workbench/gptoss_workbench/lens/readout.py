@@ -41,14 +41,16 @@ def readout(
     targets: Int[Tensor, " row"] | None = None,
     final: Float[Tensor, "row d_model"] | None = None,
 ) -> Readout:
-    """Read residuals out through the model's final norm and unembedding.
+    """Read residuals, on whatever device, out through the model's final norm and unembedding.
 
     Args:
         k: most likely tokens to keep.
         targets: a token a row whose rank and probability are wanted; -1 is none.
         final: residuals, a row each, that every layer's distribution is compared with.
     """
-    unembed, ends = model.unembed, None if final is None else final_norm(model, final[None])[0]
+    unembed, device = model.unembed, model.unembed.weight.device
+    states, targets = states.to(device), None if targets is None else targets.to(device)
+    ends = None if final is None else final_norm(model, final[None].to(device))[0]
     seen = unembed.ops.lens(
         final_norm(model, states), unembed.weight, k=k, targets=targets, final=ends
     )
