@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -162,6 +162,28 @@ def _kept(task: tuple[str, str, str]) -> Verdict:
     part.write_text(json.dumps(verdict._asdict()))
     part.replace(path)
     return verdict
+
+
+def each_kept(
+    measure: Callable[[str], list], targets: Sequence[str], processes: int = 2
+) -> list[list]:
+    """`measure` of each target, in processes of their own; kept like verdicts."""
+    key = _sources()
+    tasks = [(measure, target, key) for target in targets]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_measured, tasks))
+
+
+def _measured(task: tuple[Callable[[str], list], str, str]) -> list:
+    measure, target, key = task
+    name = f"{measure.__name__}, {target}, {key}"
+    path = KEPT / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
+    if not path.exists():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(measure(target)))
+        part.replace(path)
+    return json.loads(path.read_text())
 
 
 def _sources() -> str:

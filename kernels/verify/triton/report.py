@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import devices
 import gate
+import hooks_cost
 import triton
 from case import collect
 from gate import Verdict
@@ -34,10 +35,26 @@ the compiled PTX of sm_80 and sm_120 on a CPU.
   ranks spills and arithmetic, not a prediction of speed. Least certain on sm_100 and gfx942. Bytes
   count as memory's though a cache may have them; empty where a case states no work.
 
+Tiles were chosen by `python kernels/verify/triton/choose.py ENTRY TARGET`, which compiles what it
+tries and takes the best share that passes; entries of `kernels/gptoss_kernels/triton/tiles` where
+it finds nothing better, or does not search, were set by hand.
+
 Devices, by data sheet: {NAMES}.
 """
 COLUMNS = ("target", "warps", "registers", "stack", "spills", "shared KB", "matrix units", "loop",
            "per unit", "share", "tightest", "blocks/SM", "gate")  # fmt: skip
+HOOK_HEAD = """## What hooks cost
+
+Against the same kernel without the hook: instructions added to a turn of the main loop, in brackets
+loads, stores, products and the like among them, and what the whole kernel executes, at the turns a
+program takes on average. The bars: nothing more in a turn, 3 % more in the whole. "above" is above
+a bar and known (`ABOVE` in `hooks_cost.py`); it may not get worse. Without a bar: hiding keys of
+single heads tests a bit for every score, and a gain is dear where a window leaves three turns.
+Where gate and up are seen, SwiGLU moves to a kernel of its own, which is not counted here. Nor is a
+norm's denominator: looked at, it comes from a kernel of its own and the norm goes on in torch, at
+several times the traffic of the plain one.
+"""
+HOOK_COLUMNS = ("hook", "target", "loop", "added", "whole kernel", "bars")
 PEER_HEAD = """## Others' kernels, counted with the same tools
 
 As measured from openai/gpt-oss and triton_kernels at the same shapes; see `peers.py`. Per unit is
@@ -68,6 +85,24 @@ def row(found: Verdict, unit: str) -> tuple:
     )  # fmt: skip
 
 
+def _bars(name: str, target: str, judged: bool) -> str:
+    if not judged:
+        return "none"
+    return "above" if (name, target) in hooks_cost.ABOVE else "passes"
+
+
+def hook_rows() -> list[tuple]:
+    """What hooks cost, a row for each hook and target."""
+    judged = {pair.name: pair.judged for pair in hooks_cost.HOOKED}
+    found = gate.each_kept(hooks_cost.costs, devices.GATED)
+    costs = [hooks_cost.Cost(*cost) for target in found for cost in target]
+    return [
+        (c.name, c.target, c.loop, f"{c.added:+} ({c.works:+})", f"{c.share:+.1%}",
+         "; ".join(c.faults) or _bars(c.name, c.target, judged[c.name]))
+        for name in judged for c in costs if c.name == name
+    ]  # fmt: skip
+
+
 def text(verdicts: list[Verdict]) -> str:
     """The whole report."""
     parts = [HEAD]
@@ -76,6 +111,8 @@ def text(verdicts: list[Verdict]) -> str:
         unit = "w" if case.weights else "s"
         parts.append(f"## {case.name}\n\nMain loop of `{case.kernel}`.\n")
         parts.append(table(COLUMNS, (row(each, unit) for each in found)))
+    parts.append(HOOK_HEAD)
+    parts.append(table(HOOK_COLUMNS, hook_rows()))
     others = (
         (p.name, p.target, p.warps, p.registers, p.stack, p.shared, p.mma, p.loop,
          "" if p.per_unit is None else f"{p.per_unit:g} {'s' if p.per_unit > 100 else 'w'}", p.note)

@@ -174,7 +174,9 @@ def main_loop(
         {
             (labels[each.target], place)
             for place, each in enumerate(instructions)
-            if each.target in labels and labels[each.target] < place
+            if each.target in labels
+            and labels[each.target] < place
+            and not _leaves_a_wait(instructions, labels, place)
         }
     )
     bodies = {loop: counts(instructions[loop[0] : loop[1] + 1]) for loop in loops}
@@ -192,6 +194,14 @@ def main_loop(
         return []
     first, last = max(loops, key=rank)
     return instructions[first : last + 1]
+
+
+def _leaves_a_wait(
+    instructions: Sequence[Instruction], labels: Mapping[str, int], place: int
+) -> bool:
+    """Whether a branch only comes back from a wait that the compiler put behind the program."""
+    spin = instructions[place - 1].target
+    return spin is not None and place - 4 <= labels.get(spin, -9) < place
 
 
 def flop_of(opcode: str) -> float:

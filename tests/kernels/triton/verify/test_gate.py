@@ -56,6 +56,35 @@ def test_what_a_case_demands_is_judged(compiling):
     assert broken == ["does not compile: what the innermost function is told"]
 
 
+DEAR = """
+import json
+import hooks_cost
+
+pair = next(each for each in hooks_cost.HOOKED if each.name.endswith("keys hidden"))
+plain, hidden = (hooks_cost.compiled(pair.kernel, call, "sm_80") for call in pair[2:4])
+judged = pair._replace(judged=True)
+print(json.dumps([hooks_cost.weigh(judged, plain, each).faults for each in (plain, hidden)]))
+"""
+
+
+@pytest.mark.compile
+def test_a_hook_that_works_in_the_loop_is_refused(compiling):
+    done = compiling("-c", DEAR)
+    assert done.returncode == 0, done.stderr
+    nothing, hidden = json.loads(done.stdout)
+    assert nothing == []
+    assert any("loads, stores or products more in a turn" in fault for fault in hidden)
+    assert any("instructions more in a turn" in fault for fault in hidden)
+    assert any("more in the whole kernel" in fault for fault in hidden)
+
+
+@pytest.mark.compile
+def test_hooks_cost_nearly_nothing(compiling, verify):
+    done = compiling(Path(verify("case").__file__).with_name("hooks_cost.py"))
+    refused = [line for line in done.stdout.splitlines() if not line.endswith(": passes")]
+    assert (refused, done.returncode) == ([], 0), done.stderr
+
+
 @pytest.mark.compile
 def test_every_case_passes_on_every_target(compiling, verify):
     done = compiling(Path(verify("case").__file__).with_name("gate.py"))

@@ -73,6 +73,15 @@ def test_a_branch_to_itself_is_no_loop(sass):
     assert not sass.main_loop(found, labels, sass.NVIDIA)
 
 
+def test_a_wait_behind_the_program_does_not_make_its_end_a_loop(sass):
+    """The wait at 6 comes back to 1; only 1 to 2 is a loop."""
+    names = ["BAR", "UTCHMMA", "BRA", "FFMA", "STG", "EXIT", "SYNCS", "BRA", "BRA"]
+    places = {2: "top", 7: "wait", 8: "top"}
+    found = [sass.Instruction(name, places.get(i)) for i, name in enumerate(names)]
+    loop = sass.main_loop(found, {"top": 1, "wait": 6}, sass.NVIDIA)
+    assert [each.opcode for each in loop] == ["UTCHMMA", "BRA"]
+
+
 def test_the_compilers_stalls_are_read(sass):
     found, _ = sass.parse_sass(SASS)
     assert [each.stall for each in found[:3]] == [2, 4, 5]
