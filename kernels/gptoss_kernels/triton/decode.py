@@ -66,12 +66,15 @@ TWICE = tl.constexpr(_SPREAD + _REPAIR + _SCALE)
 CONVERT = tl.constexpr(_CONVERT + _SCALE)
 REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r,r,r,r")
 
+CONVERTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
+"""Whether Triton's assembler has PTX 9.2, the first to convert these codes to bfloat16."""
+
 
 def method(form: str, arch: str) -> str:
     """How words of this form (see `repack`) are decoded on an architecture of `tiles`."""
     if form == "bits":
         return "bits"
-    return "convert" if arch in ("sm_100", "sm_120") else "plain"
+    return "convert" if CONVERTS and arch in ("sm_100", "sm_120") else "plain"
 
 
 @triton.jit

@@ -66,3 +66,8 @@ def test_the_method_follows_form_and_architecture():
     assert method("bits", "sm_90") == method("bits", "interpreter") == "bits"
     assert method("nibbles", "sm_120") == "convert"
     assert method("nibbles", "gfx942") == method("nibbles", "sm_80") == "plain"
+
+
+def test_a_compiler_without_the_conversion_decodes_plainly(monkeypatch):
+    monkeypatch.setattr("gptoss_kernels.triton.decode.CONVERTS", False)
+    assert method("nibbles", "sm_100") == method("nibbles", "sm_120") == "plain"
