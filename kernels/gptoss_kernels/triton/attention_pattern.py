@@ -147,7 +147,7 @@ def _turn(turn, key_pos_ptr, place_ptr, bounds_ptr, position_ptr, batch, n_key, 
     return at, real
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n_query", "n_key", "slots"))  # they may not order a row's sum
 def _soften_kernel(
     scores_ptr, sinks_ptr, key_pos_ptr, place_ptr, bounds_ptr, position_ptr, rows_ptr,
     pattern_ptr, mass_ptr, lse_ptr, n_query, n_key, slots, KEYS: tl.constexpr,
