@@ -42,6 +42,14 @@ struct Lanes {
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
   }
+  static void hsum4(const f a[4], float* out) {
+    __m128 b[4];
+    for (int i = 0; i < 4; ++i)
+      b[i] = _mm_add_ps(_mm256_castps256_ps128(a[i]), _mm256_extractf128_ps(a[i], 1));
+    __m128 ab = _mm_add_ps(_mm_unpacklo_ps(b[0], b[1]), _mm_unpackhi_ps(b[0], b[1]));
+    __m128 cd = _mm_add_ps(_mm_unpacklo_ps(b[2], b[3]), _mm_unpackhi_ps(b[2], b[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
+  }
 
   static f load_bf16(const uint16_t* p) {
     __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -63,6 +71,21 @@ struct Lanes {
 
   static constexpr int mxfp4_place(int v, int l) {
     return 32 * (l / 4) + 2 * (8 * (v / 2 % 2) + 2 * (l % 4) + v % 2) + v / 4;
+  }
+  // Every fourth of 16 floats, in both 128-bit halves at once: four by four, turned.
+  static void mxfp4_order(const float* x, float* out) {
+    for (int half = 0; half < 2; ++half, x += 16) {
+      f row[4];
+      for (int l = 0; l < 4; ++l)
+        row[l] = _mm256_set_m128(_mm_loadu_ps(x + 32 + 4 * l), _mm_loadu_ps(x + 4 * l));
+      f ab = _mm256_unpacklo_ps(row[0], row[1]), cd = _mm256_unpacklo_ps(row[2], row[3]);
+      f gh = _mm256_unpackhi_ps(row[0], row[1]), ij = _mm256_unpackhi_ps(row[2], row[3]);
+      float* to = out + 2 * half * W;
+      store(to, _mm256_shuffle_ps(ab, cd, 0x44));
+      store(to + 4 * W, _mm256_shuffle_ps(ab, cd, 0xee));
+      store(to + W, _mm256_shuffle_ps(gh, ij, 0x44));
+      store(to + 5 * W, _mm256_shuffle_ps(gh, ij, 0xee));
+    }
   }
   static void mxfp4_low(const uint8_t* p, f out[4]) {
     widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), out);

@@ -33,6 +33,16 @@ struct Lanes {
     c = _mm_add_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
   }
+  static void hsum4(const f a[4], float* out) {
+    __m128 b[4];
+    for (int i = 0; i < 4; ++i) {
+      __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a[i]), _mm512_extractf32x8_ps(a[i], 1));
+      b[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    }
+    __m128 ab = _mm_add_ps(_mm_unpacklo_ps(b[0], b[1]), _mm_unpackhi_ps(b[0], b[1]));
+    __m128 cd = _mm_add_ps(_mm_unpacklo_ps(b[2], b[3]), _mm_unpackhi_ps(b[2], b[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
+  }
 
   static f load_bf16(const uint16_t* p) {
     __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -54,6 +64,10 @@ struct Lanes {
   }
 
   static constexpr int mxfp4_place(int v, int l) { return 8 * l + v; }
+  static void mxfp4_order(const float* x, float* out) {
+    for (int l = 0; l < W; ++l)
+      for (int v = 0; v < 8; ++v) out[v * W + l] = x[8 * l + v];
+  }
   static void mxfp4(const uint8_t* p, f out[8]) {
     mxfp4_low(p, out);
     mxfp4_high(p, out + 4);

@@ -29,6 +29,13 @@ struct Lanes {
     float32x2_t b = vadd_f32(vget_low_f32(a), vget_high_f32(a));
     return vget_lane_f32(b, 0) + vget_lane_f32(b, 1);
   }
+  static void hsum4(const f a[4], float* out) {
+    f b[2];
+    for (int i = 0; i < 4; i += 2)
+      b[i / 2] = vaddq_f32(vcombine_f32(vget_low_f32(a[i]), vget_low_f32(a[i + 1])),
+                           vcombine_f32(vget_high_f32(a[i]), vget_high_f32(a[i + 1])));
+    store(out, vpaddq_f32(b[0], b[1]));
+  }
 
   static f load_bf16(const uint16_t* p) {
     uint16x4_t half;
@@ -47,6 +54,12 @@ struct Lanes {
 
   static constexpr int mxfp4_place(int v, int l) {
     return 2 * (8 * (v / 2 % 2) + 2 * l + v % 2) + v / 4;
+  }
+  static void mxfp4_order(const float* x, float* out) {
+    for (int half = 0; half < 2; ++half) {
+      float32x4x4_t fourth = vld4q_f32(x + 16 * half);
+      for (int i = 0; i < 4; ++i) store(out + 4 * (4 * (i % 2) + 2 * half + i / 2), fourth.val[i]);
+    }
   }
   static void mxfp4(const uint8_t* p, f out[8]) {
     mxfp4_low(p, out);

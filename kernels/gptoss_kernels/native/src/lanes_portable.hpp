@@ -4,6 +4,7 @@
 //   PAIRS                      has products of bfloat16 pairs, see lanes_avx512_bf16.hpp
 //   fma(a, b, c)               a·b + c, rounded once where the CPU can (here twice)
 //   hsum                       sum of the lanes in a fixed tree
+//   hsum4(a, out)              out[0 .. 4) = hsum of each a
 //   min(a, b), max(a, b)       b when either is NaN, as SSE does
 //   round                      to the nearest integer, ties to even, for |a| < 2^22
 //   pow2(n)                    2^n for an integer-valued n in [-126, 127]
@@ -11,6 +12,7 @@
 //   bf16_pair(p, even, odd)    2W bfloat16: elements 2l and 2l+1 in lane l
 //   mxfp4_low, mxfp4_high      W/4 blocks of 16 bytes -> 4 of 8 vectors, not scaled: lane l of
 //                              vector v is weight mxfp4_place(v, l) of the 8W
+//   mxfp4_order(x, out)        8W floats: out[v W + l] = x[mxfp4_place(v, l)]
 //   scales(p)                  W/4 bytes -> 2^(byte - 127) of block l/4 in lane l; 255 is NaN
 //   select(mask, a, b)         a where the lane of mask = less(...) holds, else b
 // Nothing reads or writes beyond what its line says.
@@ -85,6 +87,9 @@ struct Lanes {
     for (int i = 0; i < 2; ++i) c[i] = b[i] + b[i + 2];
     return c[0] + c[1];
   }
+  static void hsum4(const f a[4], float* out) {
+    for (int i = 0; i < 4; ++i) out[i] = hsum(a[i]);
+  }
 
   static f load_bf16(const uint16_t* p) {
     return each([&](int i) { return widen(p[i]); });
@@ -98,6 +103,10 @@ struct Lanes {
 
   static constexpr int mxfp4_place(int v, int l) {
     return 32 * (l / 4) + 2 * (8 * (v / 2 % 2) + 2 * (l % 4) + v % 2) + v / 4;
+  }
+  static void mxfp4_order(const float* x, float* out) {
+    for (int v = 0; v < 8; ++v)
+      for (int l = 0; l < W; ++l) out[v * W + l] = x[mxfp4_place(v, l)];
   }
   static void mxfp4_low(const uint8_t* p, f out[4]) { mxfp4(p, 0, out); }
   static void mxfp4_high(const uint8_t* p, f out[4]) { mxfp4(p, 4, out); }

@@ -8,9 +8,9 @@
 
 constexpr int GROUP = 12;    // weight rows decoded together
 constexpr int DEPTH = 256;   // elements of each
-constexpr int TILE_X = 4, TILE_W = 3;
+constexpr int TILE_X = 3, TILE_W = 4;
 constexpr int FEW = 8;       // x rows for which weights are not decoded into memory
-constexpr int PANEL = 64;    // x rows that pass over a decoded group
+constexpr int PANEL = 60;    // x rows that pass over a decoded group
 constexpr int BLOCK = 48;    // weight rows a thread takes at a time
 constexpr int64_t SLAB = 1024;  // x rows packed at a time
 
@@ -138,71 +138,106 @@ inline void outer_products(const float* const w[], const float* const x[], int a
   }
 }
 
+// Chunk c of TILE_W scaled rows times X rows of x joins acc, which FRESH takes for zeros.
+template <class F, int X, bool FRESH>
+inline void scaled_chunk(const Decoded<F>& d, int row, int c, const float* const w[],
+                         const float* const x[], float* acc) {
+  f sum[X][TILE_W];
+  for (int i = 0; i < X; ++i)
+    for (int j = 0; j < TILE_W; ++j) sum[i][j] = Lanes::zero();
+  outer_products<F, X>(w, x, c * F::CHUNK, sum);
+  for (int j = 0; j < TILE_W; ++j) {
+    f scale = Lanes::load(d.scale[row + j] + c * W);
+    for (int i = 0; i < X; ++i) {
+      float* to = acc + (i * TILE_W + j) * W;
+      Lanes::store(to, Lanes::fma(sum[i][j], scale, FRESH ? Lanes::zero() : Lanes::load(to)));
+    }
+  }
+  asm volatile("" ::: "memory");  // sums of chunks stay in memory: registers are for products
+}
+
 // acc[X][TILE_W] += the decoded chunks of TILE_W weight rows times X rows of x.
-template <class F, int X>
+template <class F, int X, bool FRESH>
 inline void tile(const Decoded<F>& d, int row, int count, const float* const x[], float* acc) {
   const float* w[TILE_W];
-  f sum[X][TILE_W];
   for (int j = 0; j < TILE_W; ++j) w[j] = d.w[row + j];
-  for (int i = 0; i < X; ++i)
-    for (int j = 0; j < TILE_W; ++j)
-      sum[i][j] = F::SCALED ? Lanes::zero() : Lanes::load(acc + (i * TILE_W + j) * W);
-  for (int c = 0; c < count; ++c) {
-    outer_products<F, X>(w, x, c * F::CHUNK, sum);
-    if constexpr (F::SCALED) {
-      for (int j = 0; j < TILE_W; ++j) {
-        f scale = Lanes::load(d.scale[row + j] + c * W);
-        for (int i = 0; i < X; ++i) {
-          float* to = acc + (i * TILE_W + j) * W;
-          Lanes::store(to, Lanes::fma(sum[i][j], scale, Lanes::load(to)));
-        }
-      }
-      asm volatile("" ::: "memory");  // sums of chunks stay in memory: registers are for products
-    }
-  }
-  if constexpr (!F::SCALED)
+  if constexpr (F::SCALED) {
+    scaled_chunk<F, X, FRESH>(d, row, 0, w, x, acc);
+    for (int c = 1; c < count; ++c) scaled_chunk<F, X, false>(d, row, c, w, x, acc);
+  } else {
+    f sum[X][TILE_W];
+    for (int i = 0; i < X; ++i)
+      for (int j = 0; j < TILE_W; ++j)
+        sum[i][j] = FRESH ? Lanes::zero() : Lanes::load(acc + (i * TILE_W + j) * W);
+    for (int c = 0; c < count; ++c) outer_products<F, X>(w, x, c * F::CHUNK, sum);
     for (int i = 0; i < X; ++i)
       for (int j = 0; j < TILE_W; ++j) Lanes::store(acc + (i * TILE_W + j) * W, sum[i][j]);
-}
-
-// One decoded group against a panel of m rows of x.
-template <class F>
-inline void sweep(const Decoded<F>& d, int n, int count, const float* const x[], int m, int64_t k,
-                  float* acc) {
-  for (int i = 0; i < m; i += TILE_X) {
-    const float* at[TILE_X];
-    int left = m - i < TILE_X ? m - i : TILE_X;
-    for (int j = 0; j < left; ++j) at[j] = x[i + j] + k;
-    for (int j = 0; j < n; j += TILE_W) {
-      float* to = acc + (i * GROUP + j * TILE_X) * W;
-      if (left == 4) tile<F, 4>(d, j, count, at, to);
-      else if (left == 3) tile<F, 3>(d, j, count, at, to);
-      else if (left == 2) tile<F, 2>(d, j, count, at, to);
-      else tile<F, 1>(d, j, count, at, to);
-    }
   }
 }
 
-// out[i][j] for a panel of m <= PANEL rows of x and n <= GROUP weight rows; out rows BLOCK apart.
+template <class F, bool FRESH>
+inline void any_tile(const Decoded<F>& d, int row, int count, const float* const x[], int left,
+                     float* acc) {
+  if (left >= 3) tile<F, 3, FRESH>(d, row, count, x, acc);
+  else if (left == 2) tile<F, 2, FRESH>(d, row, count, x, acc);
+  else tile<F, 1, FRESH>(d, row, count, x, acc);
+}
+
+// Lanes of a tile added up; what lies beyond the last weight row is 0.
+inline void finish(const float* acc, int left, float* out) {
+  for (int i = 0; i < TILE_X && i < left; ++i, acc += TILE_W * W, out += BLOCK) {
+    f sum[TILE_W];
+    for (int j = 0; j < TILE_W; ++j) sum[j] = Lanes::load(acc + j * W);
+    Lanes::hsum4(sum, out);
+  }
+}
+
+// Rows that one decoding covers: a tile's sums come, are added up and are done with.
+template <class F>
+inline void short_gemm(const Decoded<F>& d, int n, int count, const float* const x[], int m,
+                       float* out) {
+  alignas(64) float acc[TILE_X * TILE_W * W];
+  for (int i = 0; i < m; i += TILE_X)
+    for (int j = 0; j < n; j += TILE_W) {
+      any_tile<F, true>(d, j, count, x + i, m - i, acc);
+      finish(acc, m - i, out + i * BLOCK + j);
+    }
+}
+
+// Longer rows: sums of all tiles wait for the next elements.
+template <class F>
+inline void long_gemm(Decoded<F>& d, const F& weight, int64_t row, int n, const float* const x[],
+                      int m, float* out) {
+  alignas(64) float acc[PANEL * GROUP * W];
+  memset(acc, 0, sizeof(float) * size_t((m + TILE_X - 1) / TILE_X * TILE_X * GROUP * W));
+  for (int64_t c = 0, all = chunks(weight); c < all; c += Decoded<F>::CHUNKS) {
+    int count = int(all - c < Decoded<F>::CHUNKS ? all - c : Decoded<F>::CHUNKS);
+    d.fill(weight, row, n, c, count);
+    for (int i = 0; i < m; i += TILE_X) {
+      const float* at[TILE_X];
+      for (int r = 0; r < TILE_X && r < m - i; ++r) at[r] = x[i + r] + c * F::CHUNK;
+      for (int j = 0; j < n; j += TILE_W)
+        any_tile<F, false>(d, j, count, at, m - i, acc + (i * GROUP + j * TILE_X) * W);
+    }
+  }
+  for (int i = 0; i < m; i += TILE_X)
+    for (int j = 0; j < n; j += TILE_W)
+      finish(acc + (i * GROUP + j * TILE_X) * W, m - i, out + i * BLOCK + j);
+}
+
+// out[i][j] for m <= PANEL rows of x and n <= GROUP weight rows, zeros up to a whole tile.
 template <class F>
 __attribute__((noinline)) void gemm(const F& weight, int64_t row, int n, const float* const x[],
                                     int m, float* out) {
   Decoded<F> d;
-  alignas(64) float acc[PANEL * GROUP * W];
-  memset(acc, 0, sizeof(float) * size_t((m + TILE_X - 1) / TILE_X * TILE_X * GROUP * W));
-  for (int r = n; r < GROUP; ++r) memset(d.w[r], 0, sizeof d.w[r]);
-  for (int r = n; r < GROUP; ++r) memset(d.scale[r], 0, sizeof d.scale[r]);
-  for (int64_t c = 0, all = chunks(weight); c < all; c += Decoded<F>::CHUNKS) {
-    int count = int(all - c < Decoded<F>::CHUNKS ? all - c : Decoded<F>::CHUNKS);
-    d.fill(weight, row, n, c, count);
-    sweep(d, n, count, x, m, c * F::CHUNK, acc);
+  for (int r = n; r < (n + TILE_W - 1) / TILE_W * TILE_W; ++r) {
+    memset(d.w[r], 0, sizeof d.w[r]);
+    memset(d.scale[r], 0, sizeof d.scale[r]);
   }
-  for (int i = 0; i < m; ++i)
-    for (int j = 0; j < n; ++j) {
-      int from = i / TILE_X * TILE_X * GROUP + j / TILE_W * TILE_W * TILE_X;
-      from += i % TILE_X * TILE_W + j % TILE_W;
-      out[i * BLOCK + j] = Lanes::hsum(Lanes::load(acc + from * W));
-    }
+  const int64_t all = chunks(weight);
+  if (all > Decoded<F>::CHUNKS) return long_gemm(d, weight, row, n, x, m, out);
+  d.fill(weight, row, n, 0, int(all));
+  short_gemm(d, n, int(all), x, m, out);
 }
 
 // The same for m <= FEW rows of x: weights come apart in registers, once for up to four rows.
@@ -243,19 +278,24 @@ inline void project(const F& weight, int64_t row, int n, const float* x, const i
   }
 }
 
+inline void add(float* y, const float* x, int n) {
+  for (int j = 0; j < n; ++j) y[j] += x[j];
+}
+
 struct Bias {
   const void* data;
   int32_t dtype;
-  void add(float* y, int64_t first, int n) const {
-    if (!data) return;
-    for (int j = 0; j < n; ++j) y[j] += element(data, dtype, first + j);
+  // n of them, widened.
+  void read(int64_t first, int n, float* to) const {
+    for (int j = 0; j < n; ++j) to[j] = data ? element(data, dtype, first + j) : 0.0f;
   }
 };
 
-// Weight rows a job. One row of x is memory-bound and fetches ahead: several blocks a job, so that
-// what is fetched is mostly the thread's own.
-inline int64_t job_rows(int64_t rows, int64_t outer) {
-  int64_t share = (outer + 4 * gw::threads() - 1) / (4 * gw::threads());
+// Weight rows a job, of `matrices` alike. One row of x is memory-bound and fetches ahead: several
+// blocks a job, so that what is fetched is mostly the thread's own.
+inline int64_t job_rows(int64_t rows, int64_t outer, int64_t matrices = 1) {
+  int64_t jobs = gw::threads() > 1 ? 4 * gw::threads() : 1;
+  int64_t share = (outer * matrices + jobs - 1) / jobs;
   int64_t most = rows == 1 ? 8 * BLOCK : BLOCK;
   int64_t n = (share + GROUP - 1) / GROUP * GROUP;
   return n < most ? n : most;
@@ -280,8 +320,10 @@ inline int32_t linear_rows(const F& weight, const void* x, int32_t x_dtype, int6
     parallel((outer + step - 1) / step, [&](int64_t job, int) {
       int64_t end = job * step + step < outer ? job * step + step : outer;
       for_blocks(job * step, end, [&](int64_t row, int n) {
+        float added[BLOCK];
+        bias.read(row, n, added);
         project(weight, row, n, packed, nullptr, 0, count, [&](int64_t r, float* y) {
-          bias.add(y, row, n);
+          if (bias.data) add(y, added, n);
           put(offset(out, out_dtype, (first + r) * outer + row), out_dtype, y, n);
         });
       });

@@ -65,15 +65,17 @@ inline int32_t through_experts(const Experts& e, const void* x, int32_t x_dtype,
     for (int64_t r = 0; r < n_rows; ++r) source[r] = s.order[r] / share;
     const void* from = offset(x, x_dtype, begin / share * inner);
     pack_rows(e.weights, from, x_dtype, n_rows / share, packed);
-    int64_t step = job_rows(n_rows > e.count ? n_rows : 1, e.outer);
+    int64_t step = job_rows(n_rows > e.count ? n_rows : 1, e.outer, s.n_used);
     int64_t jobs = (e.outer + step - 1) / step;
     parallel(s.n_used * jobs, [&](int64_t job, int) {
       int64_t expert = s.used[job / jobs], start = job % jobs * step;
       Mxfp4 weights = e.weights.expert(expert, e.outer);
       for_blocks(start, start + step < e.outer ? start + step : e.outer, [&](int64_t row, int n) {
+        float added[BLOCK];
+        e.bias.read(expert * e.outer + row, n, added);
         project(weights, row, n, packed, source, s.first[expert], s.first[expert + 1],
                 [&](int64_t r, float* y) {
-                  e.bias.add(y, expert * e.outer + row, n);
+                  add(y, added, n);
                   sink(begin + s.order[r], row, n, y);
                 });
       });

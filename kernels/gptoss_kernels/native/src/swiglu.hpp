@@ -40,13 +40,15 @@ constexpr int64_t STRIP = 4096;  // elements a thread takes at a time
 
 inline void swiglu_strip(const float* gate, const float* up, int64_t n, float limit, void* post,
                          int32_t dtype) {
+  const f most = Lanes::set1(limit);
+  int64_t i = 0;
+  for (; i + W <= n; i += W)
+    put_whole(offset(post, dtype, i), dtype,
+              Clamped(Lanes::load(gate + i), Lanes::load(up + i), most).value());
+  if (i == n) return;
   float y[W];
-  for (int64_t i = 0; i < n; i += W) {
-    int64_t left = n - i < W ? n - i : W;
-    Clamped c(load_part(gate + i, left), load_part(up + i, left), Lanes::set1(limit));
-    Lanes::store(y, c.value());
-    put(offset(post, dtype, i), dtype, y, left);
-  }
+  Lanes::store(y, Clamped(load_part(gate + i, n - i), load_part(up + i, n - i), most).value());
+  put(offset(post, dtype, i), dtype, y, n - i);
 }
 
 inline int32_t swiglu(const float* gate, const float* up, int64_t n, float limit, void* post,

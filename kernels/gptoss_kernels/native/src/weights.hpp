@@ -3,6 +3,7 @@
 // (`pack`), so weights are read as they lie in the mapped file.
 //
 //   place(v, l)           which element of the chunk is lane l of vector v
+//   arrange(x, out)       a chunk of x in that order, out[v W + l] = x[place(v, l)]
 //   row(n)                where row n begins
 //   load(row, c, w)       chunk c as V vectors of fp32, for MXFP4 not yet scaled
 //   load_part(row, c, v, w)  its vectors from v on, as many as come apart together
@@ -21,6 +22,7 @@ struct Fp32 {
   int64_t inner;
 
   static constexpr int place(int v, int l) { return v * W + l; }
+  static void arrange(const float* x, float* out) { memcpy(out, x, 4 * CHUNK); }
   Row row(int64_t n) const { return data + 4 * n * inner; }
   static const uint8_t* at(Row row, int64_t c) { return row + c * BYTES; }
   static void load(Row row, int64_t c, f w[V]) { widen(at(row, c), w); }
@@ -43,6 +45,9 @@ struct Bf16 {
   int64_t inner;
 
   static constexpr int place(int v, int l) { return 2 * l + v; }
+  static void arrange(const float* x, float* out) {
+    for (int l = 0; l < W; ++l) out[l] = x[2 * l], out[W + l] = x[2 * l + 1];
+  }
   Row row(int64_t n) const { return data + 2 * n * inner; }
   static const uint8_t* at(Row row, int64_t c) { return row + c * BYTES; }
   static void load(Row row, int64_t c, f w[V]) { widen(at(row, c), w); }
@@ -68,6 +73,7 @@ struct Mxfp4 {
   const uint8_t* factors;
 
   static constexpr int place(int v, int l) { return Lanes::mxfp4_place(v, l); }
+  static void arrange(const float* x, float* out) { Lanes::mxfp4_order(x, out); }
   Row row(int64_t n) const { return {data + n * (inner / 32) * 16, factors + n * (inner / 32)}; }
   static const uint8_t* at(Row row, int64_t c) { return row.data + c * BYTES; }
   static void load(Row row, int64_t c, f w[V]) {
@@ -135,6 +141,11 @@ inline void* offset(void* x, int32_t dtype, int64_t i) {
   return static_cast<uint8_t*>(x) + (dtype == GW_F32 ? 4 : 2) * i;
 }
 
+inline void put_whole(void* x, int32_t dtype, f a) {
+  if (dtype == GW_F32) Lanes::store(static_cast<float*>(x), a);
+  else Lanes::store_bf16(static_cast<uint16_t*>(x), a);
+}
+
 // n floats to x[0 .. n), rounded once when x is bfloat16.
 inline void put(void* x, int32_t dtype, const float* from, int64_t n) {
   if (dtype == GW_F32) {
@@ -152,36 +163,20 @@ inline void put(void* x, int32_t dtype, const float* from, int64_t n) {
   memcpy(to + i, narrow, size_t(2 * (n - i)));
 }
 
-// Where each lane of a chunk comes from.
-template <class F>
-struct Order {
-  int16_t at[F::CHUNK] = {};
-  constexpr Order() {
-    for (int v = 0; v < F::V; ++v)
-      for (int l = 0; l < W; ++l) at[v * W + l] = int16_t(F::place(v, l));
-  }
-};
-
-// n elements of a chunk, zero beyond; n is CHUNK for all but the last.
-template <class F, class T>
-inline void pack_chunk(const T* x, int n, float* out) {
-  static constexpr Order<F> order;
-  for (int i = 0; i < F::CHUNK; ++i) {
-    int k = order.at[i];
-    uint32_t bits = k < n ? uint32_t(x[k]) << (32 - 8 * sizeof(T)) : 0;
-    memcpy(out + i, &bits, 4);
-  }
-}
-
-// One activation row in the order of the format.
+// One activation row in the order of the format, zero beyond.
 template <class F, class T>
 inline void pack_row(const uint8_t* x, int64_t inner, float* out) {
-  T chunk[F::CHUNK];
   for (int64_t k = 0; k < inner; k += F::CHUNK, out += F::CHUNK) {
-    int n = int(inner - k < F::CHUNK ? inner - k : F::CHUNK);
-    memcpy(chunk, x + sizeof(T) * size_t(k), sizeof(T) * size_t(n));
-    if (n == F::CHUNK) pack_chunk<F>(chunk, F::CHUNK, out);
-    else pack_chunk<F>(chunk, n, out);
+    T chunk[F::CHUNK] = {};
+    float wide[F::CHUNK];
+    const int64_t n = inner - k < F::CHUNK ? inner - k : F::CHUNK;
+    if (n == F::CHUNK) memcpy(chunk, x + sizeof(T) * size_t(k), sizeof chunk);
+    else memcpy(chunk, x + sizeof(T) * size_t(k), sizeof(T) * size_t(n));
+    for (int i = 0; i < F::CHUNK; ++i) {
+      const uint32_t bits = uint32_t(chunk[i]) << (32 - 8 * sizeof(T));
+      memcpy(wide + i, &bits, 4);
+    }
+    F::arrange(wide, out);
   }
 }
 
