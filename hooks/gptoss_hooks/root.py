@@ -118,6 +118,8 @@ class HookedRoot(Edited, nn.Module):
             short, layer, *part = name
             layer = layer + self.n_layers if layer is not None and layer < 0 else layer
             return [self.canonical_hook_name(act_name(short, layer, *part))]
+        if name in self.hook_dict:
+            return [name]
         every = [act_name(name, layer) for layer in range(self.n_layers)]
         if act_name(name) not in self.hook_dict and every[0] in self.hook_dict:
             return every

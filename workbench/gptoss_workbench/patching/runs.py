@@ -157,37 +157,35 @@ class Copies(NamedTuple):
         here = (each.places.pos >= start).nonzero()[:, 0]
         if not len(here):
             return
-        cell, row, pos = (part[here] for part in each.places[:3])
+        cell, row, pos, *part = (x[here] for x in (*each.places[:3], *each.at[2:]))
         copy = torch.as_tensor(copies, device=rows.device)[cell]
         at = copy * len(self.base.mask) + row, pos - start
-        rows[at] = self._left(
-            each.hook, (row, pos), [x[here] for x in each.at[2:]], each.values[here]
-        )
+        rows[at] = self._left(each.hook, row * self.base.width + pos, part, each.values[here])
 
-    def _left(
-        self, hook: str, at: tuple[Tensor, Tensor], part: Sequence[Tensor], values: Tensor
-    ) -> Tensor:
+    def _left(self, hook: str, at: Tensor, part: Sequence[Tensor], values: Tensor) -> Tensor:
         """The residual that a patch behind attention leaves after its layer, [entry, d_model].
 
-        `at` are example and position of each entry, `part` the head or slot or neuron.
+        `at` counts the base's tokens, row after row; `part` is the head or slot or neuron.
         """
         layer = self.model.hook_dict[hook].layer()
         block, site = self.model.blocks[layer], hook.removeprefix(f"blocks.{layer}.")
 
         def base(name: str) -> Tensor:
-            return self.base.kept[f"blocks.{layer}.{name}"][at][None]
+            return self.base.kept[f"blocks.{layer}.{name}"].flatten(0, 1).index_select(0, at)[None]
 
-        def write(tensor: Tensor, hook: HookPoint | None = None) -> Tensor:
-            out = tensor.clone()
+        def put(out: Tensor) -> Tensor:
             out[(0, torch.arange(len(values), device=out.device), *part)] = values
             return out
+
+        def write(tensor: Tensor, hook: HookPoint) -> Tensor:
+            return put(tensor.clone())
 
         if site == "hook_resid_post":
             return values
         if site == "hook_mlp_out":
             return base("hook_resid_mid")[0] + values
         if site == "attn.hook_z":
-            z, o_proj = write(base(site)).flatten(2), block.attn.o_proj
+            z, o_proj = put(base(site)).flatten(2), block.attn.o_proj
             x = base("hook_resid_pre") + block.attn.ops.linear(z, o_proj.weight, o_proj.bias)
         elif site == "hook_attn_out":
             x = base("hook_resid_pre") + values
