@@ -69,14 +69,14 @@ def test_nothing_moves(model, ragged):
     places = [
         each.data_ptr()
         for layer in fixed.cache.layers
-        for each in (layer.k, layer.v, layer.positions, layer.place.next)
+        for each in (layer.k, layer.v, layer.place.positions, layer.place.next)
     ]
     for i in range(24):
         fixed.step(more[:, i : i + 1], on[:, i : i + 1])
     assert places == [
         each.data_ptr()
         for layer in fixed.cache.layers
-        for each in (layer.k, layer.v, layer.positions, layer.place.next)
+        for each in (layer.k, layer.v, layer.place.positions, layer.place.next)
     ]
     sliding, full = fixed.cache.layers[:2]
     assert sliding.k.shape[1] == 7 + 5 and full.k.shape[1] == PROMPT + 24

@@ -281,6 +281,17 @@ def test_an_observed_part_costs_its_own_layer_alone(model, tokens, launches):
         assert sum(seen.values()) - sum(unobserved.values()) == more, (point, seen - unobserved)
 
 
+def test_keys_are_placed_once_for_all_layers_that_share_them(model, tokens, launches):
+    assert launches(lambda: model(tokens[:1, :3]))["_places_kernel"] == 1
+    cache = model.new_cache()
+    with torch.no_grad():
+        model(tokens[:1, :2], past_key_values=cache)
+    decoder, on = Decoder(model, cache, room=7), torch.ones(1, 1, dtype=torch.bool)
+    for i in (2, 3):
+        step = launches(lambda i=i: decoder.step(tokens[:1, i : i + 1], on))
+        assert step["_places_kernel"] == 2  # a sliding kind, a full one
+
+
 def test_the_route_and_the_residual_cost_no_kernel(model, tokens, launches):
     common = ("hook_resid_post", "hook_router_logits", "hook_expert_indices", "hook_expert_weights")
     unobserved = launches(lambda: model(tokens))

@@ -18,28 +18,39 @@ SLACK = 512
 
 
 class _Place:
-    """Where layers of one kind write next: a number here, and the same on the device."""
+    """Where layers of one kind write next: a number here, and the same on the device.
 
-    def __init__(self, used: int, places: int, device: torch.device):
-        self.places = places
-        self.next = torch.tensor([used], device=device)
-        self.used = used
+    They have their keys at the same positions [batch, place]: the first layer writes them for all.
+    """
 
-    def back_to(self, used: int) -> None:
-        self.used = used
-        self.next.fill_(used)
+    def __init__(self, positions: Tensor, places: int):
+        self.used, self.places = positions.shape[1], places
+        self.next = torch.tensor([self.used], device=positions.device)
+        self.positions = positions.new_full((len(positions), places), PAD)
+        self.positions[:, : self.used] = positions
+
+    def keep_last(self, count: int) -> None:
+        """Forget all places but the last ones, which have moved to the front."""
+        self.positions[:, :count] = last_of(self.positions, count, self.used)
+        self.positions[:, count:] = PAD
+        self.used = count
+        self.next.fill_(count)
+
+
+def last_of(store: Tensor, count: int, used: int) -> Tensor:
+    """A copy of the last `count` of `used` places."""
+    return store[:, used - count : used].clone()
 
 
 class FixedLayer:
-    """One layer's keys and values [batch, place, kv_head, d_head] and their positions."""
+    """One layer's keys and values [batch, place, kv_head, d_head]."""
 
-    def __init__(self, k: Tensor, v: Tensor, positions: Tensor, place: _Place):
-        self.place, held = place, k.shape[1]
+    def __init__(self, k: Tensor, v: Tensor, place: _Place, *, first: bool):
+        self.place, self.first, held = place, first, k.shape[1]
         shape = (k.shape[0], place.places)
         self.k, self.v = (each.new_zeros((*shape, *each.shape[2:])) for each in (k, v))
-        self.positions = positions.new_full(shape, PAD)
         self.seen = 0
-        for store, part in ((self.k, k), (self.v, v), (self.positions, positions)):
+        for store, part in ((self.k, k), (self.v, v)):
             store[:, :held] = part
 
     def extend(
@@ -54,15 +65,10 @@ class FixedLayer:
             at = at + torch.arange(k.shape[1], device=at.device)
         self.k.index_copy_(1, at, k)
         self.v.index_copy_(1, at, v)
-        self.positions.index_copy_(1, at, positions)
+        if self.first:
+            self.place.positions.index_copy_(1, at, positions)
         self.seen += k.shape[1]
-        return self.k, self.v, self.positions
-
-    def keep_last(self, count: int, used: int) -> None:
-        """Move the last `count` of `used` places to the front."""
-        for store in (self.k, self.v, self.positions):
-            store[:, :count] = store[:, used - count : used].clone()
-        self.positions[:, count:] = PAD
+        return self.k, self.v, self.place.positions
 
 
 class FixedCache(KVCache):
@@ -75,15 +81,15 @@ class FixedCache(KVCache):
         self._voices, self._heard = cache._voices, cache._heard
         windows = [layer.window for layer in cache.layers]
         self.window = next((window for window in windows if window is not None), None)
-        held = {window: layer for window, layer in zip(windows, cache.layers, strict=True)}
-        self.places = {
-            window: _Place(_held(layer), _size(window, room, _held(layer)), cache.lengths.device)
-            for window, layer in held.items()
-        }
+        self.places: dict[int | None, _Place] = {}
         self.layers = []
         for layer, window in zip(cache.layers, windows, strict=True):
             assert layer.k is not None and layer.v is not None and layer.positions is not None
-            fixed = FixedLayer(layer.k, layer.v, layer.positions, self.places[window])
+            first = window not in self.places
+            if first:
+                size = _size(window, room, layer.k.shape[1])
+                self.places[window] = _Place(layer.positions, size)
+            fixed = FixedLayer(layer.k, layer.v, self.places[window], first=first)
             fixed.seen = layer.seen
             self.layers.append(fixed)  # pyright: ignore[reportArgumentType]
             layer.forget()  # one copy at a time, not one a layer
@@ -106,8 +112,9 @@ class FixedCache(KVCache):
             kept = min(window - 1, place.used)
             for layer in self.layers:
                 if layer.place is place:  # pyright: ignore[reportAttributeAccessIssue]
-                    layer.keep_last(kept, place.used)  # pyright: ignore
-            place.back_to(kept)
+                    for store in (layer.k, layer.v):
+                        store[:, :kept] = last_of(store, kept, place.used)  # pyright: ignore
+            place.keep_last(kept)
 
     def count(self, mask: Tensor) -> None:
         """On the device: a chunk with this mask [batch, pos] is written."""
@@ -126,10 +133,6 @@ class FixedCache(KVCache):
             self.count(mask)
         for layer in self.layers:
             layer.seen = self.seen
-
-
-def _held(layer) -> int:
-    return layer.k.shape[1]
 
 
 def _size(window: int | None, room: int, held: int) -> int:

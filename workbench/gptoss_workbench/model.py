@@ -278,13 +278,16 @@ class GptOss(WeightViews, GenerateMixin):
             )  # fmt: skip
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """All weights under their Hugging Face names, experts packed."""
+        """All weights under their Hugging Face names, experts packed.
+
+        What a backend put into an order of its own is put back into the checkpoint's on the CPU.
+        """
         found = {_checkpoint_name(name): tensor.data for name, tensor in self.named_parameters()}
         for layer, block in enumerate(self.blocks):
             name = f"model.layers.{layer}.mlp.experts"
             if f"{name}.{EXPERT_PARTS[0]}" not in found:
                 parts = zip(EXPERT_PARTS, block.mlp.stored(), strict=True)
-                found |= {f"{name}.{part}": tensor for part, tensor in parts}
+                found |= {f"{name}.{part}": tensor.cpu() for part, tensor in parts}
         return found
 
     def train(self, mode: bool = True) -> "GptOss":

@@ -1,6 +1,8 @@
 """What attention is asked for, made ready for the kernels, and the launches of its forward pass."""
 
 import math
+import weakref
+from collections import deque
 from typing import NamedTuple
 
 import torch
@@ -53,8 +55,32 @@ def see(
     elif hidden is not None:
         hidden = hidden.to(torch.uint8).contiguous()
     query_pos, key_pos = query_pos.long().contiguous(), key_pos.long().contiguous()
-    split = tile("attend", 1).inner
-    return Seen(query_pos, key_pos, window, hidden, find_places(key_pos, split))
+    return Seen(query_pos, key_pos, window, hidden, _places(key_pos, tile("attend", 1).inner))
+
+
+class _Found(NamedTuple):
+    """Places of a tensor of positions, as long as nobody writes to it."""
+
+    positions: weakref.ref
+    version: int
+    split: int
+    places: Places
+
+
+_found: deque[_Found] = deque(maxlen=4)
+
+
+def _places(key_pos: Tensor, split: int) -> Places:
+    """`find_places`, once for all layers that have their keys at the same positions."""
+    if key_pos.is_inference():
+        return find_places(key_pos, split)
+    for found in _found:
+        same = found.positions() is key_pos and found.split == split
+        if same and found.version == key_pos._version:
+            return found.places
+    places = find_places(key_pos, split)
+    _found.append(_Found(weakref.ref(key_pos), key_pos._version, split, places))
+    return places
 
 
 def alike(*tensors: Tensor) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from gptoss_kernels import route_edited as plain
 from gptoss_kernels.route import Route
 from gptoss_kernels.route_edited import RouteProgram, RouteTap
+from gptoss_kernels.triton import route
 from gptoss_kernels.triton.launch import launch
 from gptoss_kernels.triton.linear import check
 from gptoss_kernels.triton.route import order, softmax, weigh
@@ -31,10 +32,15 @@ def route_edited(
     program: RouteProgram,
     *,
     tap: RouteTap | None = None,
+    weigh: plain.Weigh = weigh,
 ) -> Route:
-    """Choose and weigh under a program; slots beyond a token's own k have weight 0."""
+    """Choose and weigh under a program; slots beyond a token's own k have weight 0.
+
+    Another `weigh` than this backend's takes the plain body.
+    """
     check("route_edited", logits=logits)
-    if any(tap or ()) or (torch.is_grad_enabled() and logits.requires_grad):
+    graph = torch.is_grad_enabled() and logits.requires_grad
+    if any(tap or ()) or graph or weigh is not route.weigh:
         return plain.route_edited(logits, k, program, tap=tap, weigh=weigh)
     experts, width = logits.shape[-1], program.width
     if not 1 <= k <= width <= experts:

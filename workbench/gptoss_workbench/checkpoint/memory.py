@@ -44,11 +44,14 @@ def memory_needed(
         parts["experts"] += _padding(config)
         parts["runtime"] = RUNTIME
     per_place = kv_bytes_per_token(config, dtype_bytes=dtype_bytes) // config.num_hidden_layers
-    per_place += 8 if gpu else 0  # the position, too
+    kinds: set[str] = set()
     for kind in config.layer_types:
         reach = config.sliding_window - 1 + SLACK if gpu else config.sliding_window
         kept = min(context, reach) if kind == "sliding_attention" else context
         parts["kv_cache"] += kept * per_place
+        if gpu and kind not in kinds:
+            parts["kv_cache"] += 8 * kept  # positions, once for all layers of a kind
+            kinds.add(kind)
     parts["activations"] = min(context, CHUNK_TOKENS) * _per_token(config, dtype_bytes)
     return parts | {"total": sum(parts.values())}
 
