@@ -53,6 +53,18 @@ def test_company_changes_nothing(dtype, monkeypatch):
     assert torch.equal(linear(x[None, 5:9].expand(2, 4, 200), weight, bias)[1], whole[5:9])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_program_sums_pieces_as_several_do(dtype, monkeypatch):
+    monkeypatch.setattr(module, "PIECE", 192)
+    x, weight = draw(5, 450, dtype=dtype), draw(40, 450, seed=1, dtype=torch.bfloat16)
+    found = []
+    for few in (1, 1000):
+        monkeypatch.setattr(module, "FEW", few)
+        found.append(linear(x, weight, dtype=torch.float32))
+    assert torch.equal(*found)
+    assert distance(found[0], x.double() @ weight.double().mT) <= 1e-6
+
+
 def test_pieces_are_whole_blocks_and_follow_from_the_weight_alone():
     assert pieces(4096, 2880, 64) == (4, 768)
     assert pieces(2880, 4096, 64) == (6, 704)
