@@ -1,8 +1,8 @@
 """`rms_norm` in Triton; formula, signature and taps are those of `gptoss_kernels.rms_norm`.
 
-A program takes one row and sums it in one order, so company changes nothing. Looking at the
-denominator costs a store; an edit of it, or a look at what comes after, goes on in torch, where the
-same roundings follow.
+A program takes one row and sums it in one order, so company changes nothing. Who looks at the
+denominator, or at what comes after it, gets it from a kernel of its own; the rest goes on in torch,
+where the same roundings follow.
 """
 
 import torch
