@@ -16,7 +16,8 @@ BRIDGES = ("transformers", "transformer_lens", "nnsight", "sae_lens")
 MEASURES = {"nano/evaluate.py"}
 """Scripts that compare with those libraries; nothing imports them."""
 KERNEL_AXES = set(
-    "rows row inner outer block gate_up half tokens token slot tile chosen touched place term word".split()
+    "rows row inner outer block gate_up half tokens token slot tile".split()
+    + "chosen touched place term word".split()
 )
 """Axes that exist inside one operation: any leading rows, a packed block, half a head."""
 SHAPED = {"Float", "Int", "Bool", "UInt8", "Integer", "Num", "Shaped"}
