@@ -151,3 +151,11 @@ def test_a_vocabulary_that_is_not_byte_level_is_refused():
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(ValueError, match="byte-level"):
         Tokenizer(inner)
+
+
+def test_strings_of_the_vocabulary_are_those_of_its_tokens_and_made_once(nano, monkeypatch):
+    tokenizer = nano
+    wanted = [tokenizer.strings([i])[0] for i in range(40)]
+    assert tokenizer.vocabulary_strings(40) == wanted
+    monkeypatch.setattr(type(tokenizer), "strings", lambda *_: pytest.fail("made again"))
+    assert tokenizer.vocabulary_strings(30) == wanted[:30]

@@ -71,6 +71,7 @@ class Tokenizer:
         added = inner.get_added_tokens_decoder()
         self.special = {token.content: i for i, token in sorted(added.items()) if token.special}
         self._bytes = {i: token.content.encode() for i, token in added.items()}
+        self._alone: list[str] = []
         self._lock = threading.Lock()
 
     @classmethod
@@ -122,6 +123,12 @@ class Tokenizer:
     def decode(self, ids: Ids) -> str:
         """Turn ids into text: special tokens shown, invalid UTF-8 as U+FFFD."""
         return b"".join(map(self.token_bytes, as_ids(ids))).decode("utf-8", "replace")
+
+    def vocabulary_strings(self, count: int) -> list[str]:
+        """Display strings of the first `count` tokens, each by itself; made once, in seconds."""
+        known = self._alone
+        known += (self.strings([i])[0] for i in range(len(known), count))
+        return known[:count]
 
     def strings(self, ids: Ids) -> list[str]:
         r"""Give one display string a token.
@@ -205,7 +212,8 @@ class Tokenizer:
 
 def as_ids(ids: Ids) -> list[int]:
     """Give plain ints from any one-dimensional sequence: list, tuple, array or tensor."""
-    return [int(i) for i in (ids.tolist() if isinstance(ids, Array) else ids)]
+    plain = isinstance(ids, list | tuple) or not isinstance(ids, Array)  # the protocol is slow
+    return [int(i) for i in (ids if plain else ids.tolist())]  # pyright: ignore
 
 
 @cache

@@ -78,7 +78,11 @@ def _after_space(text: str, at: int) -> int:
 
 def _ends(said: str) -> bool:
     """Tell whether a sentence may end here: not behind an abbreviation or a list's number."""
-    if _NUMBER.match(said) or _DOTTED.search(said):
+    if _NUMBER.match(said):
+        return False
+    if not said.endswith("."):
+        return True
+    if said.count(".") > 1 and _DOTTED.search(said):
         return False
     word = _LAST_WORD.search(said)
     return word is None or word.group(1).lower() not in ABBREVIATIONS

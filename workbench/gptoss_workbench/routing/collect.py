@@ -255,9 +255,7 @@ def routers_sha256(model: Any) -> str:
 def vocabulary_strings(model: Any) -> list[str] | None:
     """Text of every token of the vocabulary; None without a tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        return None
-    return [tokenizer.strings([i])[0] for i in range(model.config.vocab_size)]
+    return None if tokenizer is None else tokenizer.vocabulary_strings(model.config.vocab_size)
 
 
 def _bar(total: int | None, done: int, progress: bool) -> Any:
