@@ -67,7 +67,8 @@ def test_parity_of_every_operation_on_ptx(on_ptx, name):
 @pytest.mark.parametrize("name", ["linear", "attention"])
 def test_a_fault_in_a_product_fails_parity(on_ptx, name, fault):
     done = on_ptx("sm_80", f"{FOLDER}/test_{name}.py", "-k", "rounded", f"--ptx-fault={fault}")
-    assert done.returncode == 1 and "AssertionError" in done.stdout, done.stdout[-2000:]
+    noticed = "AssertionError" in done.stdout or "MemoryFault" in done.stdout  # a wrong place read
+    assert done.returncode == 1 and noticed, done.stdout[-2000:]
 
 
 @pytest.mark.compile
