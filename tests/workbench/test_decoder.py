@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gptoss_hooks import ablate, ban, force
+from gptoss_kernels.backend import available
 from gptoss_workbench import decoder, fixed_cache
 from gptoss_workbench.config import alternating_layers
 from gptoss_workbench.decoder import Decoder
@@ -14,7 +15,7 @@ from gptoss_workbench.fixed_cache import FixedCache
 PROMPT = 11
 
 
-@pytest.fixture(params=["native", "reference"])
+@pytest.fixture(params=available("cpu"))
 def model(request, make_model):
     return make_model(backend=request.param, num_hidden_layers=4, layer_types=alternating_layers(4))
 

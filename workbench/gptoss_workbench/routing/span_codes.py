@@ -58,7 +58,7 @@ class _Message(NamedTuple):
     stop: int
     role: int
     channel: int
-    head: Sequence[int]
+    head: np.ndarray
     """Parts of the tokens before its body."""
 
 
@@ -99,8 +99,9 @@ class Labeller:
     def _quick(self, ids: Sequence[int]) -> list[_Message] | None:
         """The messages of a well-formed stream; None where the rules of `cut` are needed."""
         kinds = self._kinds
-        at = [i for i, token in enumerate(ids) if token in kinds]
-        signs = "".join([kinds[ids[i]] for i in at])
+        named = list(map(kinds.get, ids))
+        at = [i for i, kind in enumerate(named) if kind]
+        signs = "".join(filter(None, named))
         if not at or at[0] or _WELL_FORMED.fullmatch(signs) is None:
             return None
         opens = [i for i, sign in zip(at, signs, strict=True) if sign == "S"]
@@ -132,7 +133,8 @@ class Labeller:
 
     def _read(self, found: Cut, ids: Sequence[int]) -> _Message:
         opening, header = self.markers.opening, found.header
-        head = [MARKER if i in opening else HEADER for i in ids[found.start : found.body_start]]
+        before = ids[found.start : found.body_start]
+        head = np.array([MARKER if i in opening else HEADER for i in before], np.uint8)
         role, channel = role_code(header.role), channel_code(header.channel)
         return _Message(*found[:4], role, channel, head)
 
