@@ -4,10 +4,12 @@ import hashlib
 import json
 import multiprocessing
 import signal
+import threading
 import time
 
 import numpy as np
 import pytest
+from tqdm.auto import tqdm
 
 from gptoss_workbench.routing import RoutingTrace, trace_routing
 
@@ -25,6 +27,12 @@ def run(small, rows, tmp_path):
         return trace_routing(options.pop("model", small), corpus, **given)
 
     return go
+
+
+def with_a_lock_of_its_own(run, **options):
+    """tqdm's lock is shared with the parent: a child killed while it holds it would stop us all."""
+    tqdm.set_lock(threading.RLock())
+    run(**options)
 
 
 def contents(folder):
@@ -142,7 +150,9 @@ def test_killed_at_random_moments_and_resumed_the_files_are_the_same_bytes(run, 
     rng, kills = np.random.default_rng(), 0
     while kills < 3:
         child = multiprocessing.get_context("fork").Process(
-            target=run, kwargs={"folder": killed, "resume": kills > 0, **options}
+            target=with_a_lock_of_its_own,
+            args=(run,),
+            kwargs={"folder": killed, "resume": kills > 0, **options},
         )
         child.start()
         time.sleep(rng.uniform(0.02, 0.5) * took)
