@@ -4,8 +4,8 @@
 
 gpt-oss-nano and texts of its own kind. "residual only" runs the batches that `trace_routing` makes,
 nothing recorded and no unembedding; "routing" is the whole call: tokenizing, running, labelling,
-writing shards. Rounds are interleaved, each with its own part of the texts; medians are reported,
-printed and stored under results/, one CSV per machine.
+writing shards, but not removing them again. Rounds are interleaved, each with its own part of the
+texts; medians are reported, printed and stored under results/, one CSV per machine.
 """
 
 import statistics
@@ -64,6 +64,12 @@ def texts_of(model, rng: Random, tokens: int) -> list[str]:
 
 def measure(model, texts: list[str], *, routing_first: bool = False) -> Round:
     """Process seconds of both variants on the same texts."""
+    with TemporaryDirectory() as folder:
+        return measure_in(folder, model, texts, routing_first=routing_first)
+
+
+def measure_in(folder: str, model, texts: list[str], *, routing_first: bool) -> Round:
+    """Process seconds of both variants on the same texts, the shards in a folder."""
     prepared = [
         tuple(map(torch.from_numpy, padded(window, rows, model.pad_id)[:2]))
         for window in windows(read_prompts(model, texts), SHARD)
@@ -76,10 +82,9 @@ def measure(model, texts: list[str], *, routing_first: bool = False) -> Round:
                 model(ids, attention_mask=mask, return_type=None)
 
     def routing() -> None:
-        with TemporaryDirectory() as folder:
-            trace_routing(
-                model, texts, folder=folder, batch_tokens=BATCH, shard_tokens=SHARD, progress=False
-            )
+        trace_routing(
+            model, texts, folder=folder, batch_tokens=BATCH, shard_tokens=SHARD, progress=False
+        )
 
     seconds = {}
     for run in (routing, residual) if routing_first else (residual, routing):

@@ -29,9 +29,15 @@ def expected(ids, tokenizer):
 
 
 def same(ids, tokenizer, label):
-    found, wanted = label(ids), expected(ids, tokenizer)
+    same_window([ids], tokenizer, label)
+
+
+def same_window(prompts, tokenizer, label):
+    tokens = np.array([i for ids in prompts for i in ids], np.int32)
+    found = label(tokens, np.array([len(ids) for ids in prompts]))
+    wanted = np.concatenate([expected(ids, tokenizer) for ids in prompts], 1)
     for name, column, row in zip(found._fields, found, wanted, strict=True):
-        assert (column == row).all(), (name, ids, column, row)
+        assert column.shape == row.shape and (column == row).all(), (name, prompts, column, row)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +85,23 @@ def test_a_well_formed_stream_with_one_marker_changed_is_still_read_alike(tokeni
         same(ids, tokenizer, label)
         ids.insert(rng.randrange(len(ids)), rng.choice(special))
         same(ids, tokenizer, label)
+
+
+def test_prompts_of_a_window_are_labelled_as_each_by_itself(tokenizer):
+    label, rng = Labeller(tokenizer), Random(3)
+    odd = tokenizer.encode("漢字。🙂 One. Two!")
+    for _ in range(10):
+        prompts = [tokenizer.encode(data.sample(rng).text()) for _ in range(6)]
+        prompts[1] = prompts[1][: rng.randrange(len(prompts[1]))]
+        prompts[2] = prompts[2][rng.randrange(len(prompts[2])) :]
+        prompts[3:3] = [[], [rng.randrange(tokenizer.vocab_size)] * 2, odd, odd[1:], []]
+        same_window(prompts, tokenizer, label)
+
+
+@pytest.mark.parametrize("prompts", [[[]], [[], []]])
+def test_a_window_without_a_token_has_no_label(tokenizer, prompts):
+    codes = Labeller(tokenizer)(np.empty(0, np.int32), np.zeros(len(prompts), np.int64))
+    assert all(len(column) == 0 for column in codes)
 
 
 def test_unlabelled_text_is_a_body_outside_messages():

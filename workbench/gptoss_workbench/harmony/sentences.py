@@ -17,8 +17,8 @@ import re
 from collections.abc import Sequence
 
 _CLOSING = r"[\"'”’»)\]}*_`」』）]*"
-_END = re.compile(rf"[.!?…]+{_CLOSING}(?=\s|\Z)|[。！？｡]+{_CLOSING}|\n")
-_SPACE = re.compile(r"\s*")
+_END = re.compile(rf"(?:[.!?…]+{_CLOSING}(?=\s|\Z)|[。！？｡]+{_CLOSING}|\n)(?=(\s*))")
+"""An end, and as its group the white space behind it."""
 _NUMBER = re.compile(r"\s*[(\[*_#>-]*\s*(?:\d{1,3}|[A-Za-z]|[ivx]+)[.)]+[*_]*\Z")
 _DOTTED = re.compile(r"(?:\A|[^\w.])(?:\w\.){2,}\Z")
 _LAST_WORD = re.compile(r"([^\W\d_]+)\.\Z")
@@ -42,9 +42,8 @@ def sentences(text: str) -> list[str]:
 def sentence_starts(text: str) -> list[int]:
     """Give the offset at which each sentence begins; the first is 0, empty text has none."""
     starts = [0] if text else []
-    first_ink = _after_space(text, 0)
-    for end in _END.finditer(text, first_ink):
-        begins = _after_space(text, end.end())
+    for end in _END.finditer(text, len(text) - len(text.lstrip())):
+        begins = end.end(1)
         if starts[-1] < begins < len(text):
             said = text[max(starts[-1], end.end() - LOOK_BACK) : end.end()]
             if end.group() == "\n" or _ends(said):
@@ -69,11 +68,6 @@ def sentence_of_pieces(pieces: Sequence[str]) -> list[int]:
         number, fresh = number + fresh, False
         out.append(number)
     return out
-
-
-def _after_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
 
 
 def _ends(said: str) -> bool:

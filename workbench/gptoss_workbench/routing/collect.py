@@ -173,8 +173,7 @@ class _Router:
         label = self.labeller
         if label is None:
             return unlabelled(int(window.lengths.sum()))
-        each = [label(prompt.tokens.tolist()) for prompt in window.prompts]
-        return SpanCodes(*(np.concatenate(column) for column in zip(*each, strict=True)))
+        return label(window.tokens, window.lengths)
 
     def _nothing(self) -> dict[str, np.ndarray]:
         """The columns of a window that holds no token."""
