@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from gptoss_hooks.edits import act, programs
+from gptoss_hooks.edits.aligned import Run
 from gptoss_hooks.edits.edit import Edit
-from gptoss_hooks.edits.programs import Run, Sizes
-from gptoss_hooks.edits.routing import RoutingEdit
-from gptoss_hooks.edits.sites import SiteEdit
+from gptoss_hooks.edits.plan import plan as compiled
 from gptoss_hooks.points import EditError
 from gptoss_kernels.route_edited import RouteProgram
 from gptoss_workbench.harmony.voices import VOICES, VoiceTracker
@@ -42,16 +41,10 @@ def begin(
     if not edits:
         return UNEDITED
     scope = Scope(model, tokens, positions, cache)
-    masks = [scope.mask(edit) for edit in edits]
-    pairs = list(zip(edits, masks, strict=True))
-    routing = [(edit, mask) for edit, mask in pairs if isinstance(edit, RoutingEdit)]
-    run = Run(positions, tokens, scope.continued, [mask for _, mask in routing])
-    sites = [(edit, mask) for edit, mask in pairs if isinstance(edit, SiteEdit)]
-    config = model.config
-    sizes = Sizes(config.num_hidden_layers, config.num_local_experts, config.num_experts_per_tok)
-    out = programs.programs([edit for edit, _ in routing], run, sizes) if routing else UNEDITED
-    act.attach(model, sites, run, stack)
-    return out
+    run = Run(positions, tokens, scope.continued, [scope.mask(edit) for edit in edits])
+    plan = compiled(edits, model).on(positions.device)
+    act.attach(model, plan.sites, run, stack)
+    return programs.programs(plan.routes, run, plan.sizes)
 
 
 class Scope:

@@ -1,22 +1,46 @@
-"""Site edits at work: one function a hook point, which applies its edits in list order."""
+"""Site edits at work: one function a hook point, which applies its steps in list order.
+
+Steps hold what does not depend on the tokens as tensors, so a function made of them reads nothing
+from the host: it may be captured in a CUDA graph, and obeys new numbers in the same tensors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from gptoss_hooks.axes import layer_of
-from gptoss_hooks.edits.aligned import aligned, reaches
-from gptoss_hooks.edits.programs import Run
+from gptoss_hooks.edits.aligned import Run, aligned, reaches
 from gptoss_hooks.edits.sites import Ablate, Patch, Scale, SiteEdit, Steer, names_of
 from gptoss_hooks.points import EditError, HookPoint
 
 INDICES = "mlp.hook_expert_indices"
+
+
+class Step(NamedTuple):
+    """One edit as a hook point obeys it; points with the same axes share it."""
+
+    verb: str
+    which: int
+    """its place in `Run.masks`"""
+    part: Tensor | None
+    """bool, heads, neurons or router logits that are meant; broadcasts from the right"""
+    experts: Bool[Tensor, " expert"] | None
+    """experts whose slots are meant"""
+    value: Tensor | None
+    """the factor, what is added, or what is set (None: not known for this point)"""
+    placed: bool
+    """whether `value` has numbers of its own for every place"""
+
+
+Steps = Mapping[str, tuple[Step, ...]]
+"""Steps by the name of their hook point."""
 
 
 @dataclass
@@ -30,17 +54,30 @@ class Slots:
         self.by_layer[hook.layer()] = indices
 
 
-def attach(root: Any, edits: Sequence[tuple[SiteEdit, Tensor]], run: Run, stack: ExitStack) -> None:
-    """Put (edit, mask [batch pos]) pairs on their hook points until the stack is left."""
-    at: dict[str, list[tuple[SiteEdit, Tensor]]] = {}
-    for edit, mask in edits:
+def steps(edits: Sequence[tuple[int, SiteEdit]], root: Any) -> dict[str, tuple[Step, ...]]:
+    """What (place, edit) pairs do at each hook point, on the CPU."""
+    out: dict[str, list[Step]] = {}
+    sizes = root.axis_sizes(1, 1)
+    for which, edit in edits:
+        made: dict[Any, Step] = {}
+        held = _held(edit)
         for name in names_of(edit, root):
-            at.setdefault(name, []).append((edit, mask))
+            point = root.hook_dict[name]
+            value = held if isinstance(held, Tensor) else held.get(name)
+            key = point.axes, id(value)
+            if key not in made:
+                made[key] = _step(which, edit, point, value, sizes)
+            out.setdefault(name, []).append(made[key])
+    return {name: tuple(each) for name, each in out.items()}
+
+
+def attach(root: Any, steps: Steps, run: Run, stack: ExitStack) -> None:
+    """Put steps on their hook points until the stack is left."""
     slots, wanted = Slots(), set()
-    for name, pairs in at.items():
+    for name, each in steps.items():
         point = root.hook_dict[name]
-        stack.callback(point.add_hook(_function(pairs, run, slots), prepend=True))
-        if "k" in point.axes and any(edit.experts is not None for edit, _ in pairs):
+        stack.callback(point.add_hook(_function(each, run, slots), prepend=True))
+        if any(step.experts is not None for step in each):
             wanted.add(layer_of(name))
     for layer in wanted:
         point = root.hook_dict[f"blocks.{layer}.{INDICES}"]
@@ -74,95 +111,100 @@ def refuse(edit: SiteEdit, point: HookPoint, sizes: Mapping[str, int]) -> None:
             raise EditError(f"{edit.verb}: {name} are 0 to {size - 1}; got {wrong[0]}")
 
 
-def _function(
-    pairs: Sequence[tuple[SiteEdit, Tensor]], run: Run, slots: Slots
-) -> Callable[..., Tensor]:
+def _step(
+    which: int, edit: SiteEdit, point: HookPoint, value: Tensor | None, sizes: Mapping[str, int]
+) -> Step:
+    axes = point.axes
+    at = _place(point)
+    placed = value is not None and value.ndim == len(axes) and value.shape[at] != 1
+    part = experts = None
+    for named, axis in ((edit.heads, "head"), (edit.heads, "kv_head"), (edit.neurons, "d_ff")):
+        if named is not None and axis in axes:
+            hit = _among(named, sizes[axis], len(axes) - axes.index(axis) - 1)
+            part = hit if part is None else part & hit
+    if edit.experts is not None:
+        hit = _among(edit.experts, sizes["expert"], 0)
+        part, experts = (part, hit) if "k" in axes else (hit, None)
+    if isinstance(edit, Steer) and value is not None:
+        value = edit.strength * value.float()
+    return Step(edit.verb, which, part, experts, value, placed)
+
+
+def _held(edit: SiteEdit) -> Mapping[str, Tensor] | Tensor:
+    """The number, tensor or tensors by hook point that an edit works with."""
+    if isinstance(edit, Scale):
+        return torch.tensor(edit.factor)
+    if isinstance(edit, Steer):
+        return edit.vector
+    if isinstance(edit, Patch):
+        return edit.value
+    assert isinstance(edit, Ablate)
+    return torch.tensor(0.0) if edit.to is None else edit.to
+
+
+def _place(point: HookPoint) -> int:
+    """The axis of places."""
+    return next(i for i, name in enumerate(point.axes) if name in ("pos", "query"))
+
+
+def _among(chosen: Sequence[int], size: int, behind: int) -> Tensor:
+    """True at some of an axis that has so many axes behind it."""
+    hit = torch.zeros(size, dtype=torch.bool)
+    hit[list(chosen)] = True
+    return hit.view(-1, *[1] * behind)
+
+
+def _function(steps: Sequence[Step], run: Run, slots: Slots) -> Callable[..., Tensor]:
     def act(x: Tensor, hook: HookPoint) -> Tensor:
-        for edit, mask in pairs:
-            where = _selected(edit, mask, x, hook, slots)
-            new, reached = _changed(edit, x, hook, run, mask)
-            x = torch.where(where & reached, new.to(x.dtype), x)
+        for step in steps:
+            value, reached = _value(step, x, hook, run)
+            where = _selected(step, reached, x, hook, slots)
+            x = torch.where(where, _changed(step, x, value).to(x.dtype), x)
         return x
 
     return act
 
 
-def _selected(edit: SiteEdit, mask: Tensor, x: Tensor, hook: HookPoint, slots: Slots) -> Tensor:
-    """True where the edit acts; broadcasts to `x`."""
+def _changed(step: Step, x: Tensor, value: Tensor) -> Tensor:
+    if step.verb == Scale.verb:
+        return x.float() * value
+    return x.float() + value if step.verb == Steer.verb else value
+
+
+def _selected(step: Step, mask: Tensor, x: Tensor, hook: HookPoint, slots: Slots) -> Tensor:
+    """True where the step acts; broadcasts to `x`."""
     where = _on(mask, hook)
-    if edit.heads is not None:
-        axis = "head" if "head" in hook.axes else "kv_head"
-        where = where & _among(edit.heads, hook.axes.index(axis), x)
-    if edit.neurons is not None:
-        where = where & _among(edit.neurons, hook.axes.index("d_ff"), x)
-    if edit.experts is not None and "k" in hook.axes:
-        here = slots.by_layer[hook.layer()]
-        named = torch.isin(here, torch.tensor(edit.experts, device=here.device))
+    if step.part is not None:
+        where = where & step.part
+    if step.experts is not None:
+        named = step.experts[slots.by_layer[hook.layer()]]
         where = where & named.view(*named.shape, *[1] * (x.ndim - named.ndim))
-    elif edit.experts is not None:
-        where = where & _among(edit.experts, hook.axes.index("expert"), x)
     return where
 
 
 def _on(mask: Tensor, hook: HookPoint) -> Tensor:
     """A [batch, pos] mask along the axes of a hook point that has pos or query."""
-    at = next(i for i, name in enumerate(hook.axes) if name in ("pos", "query"))
     shape = [1] * len(hook.axes)
-    shape[0], shape[at] = mask.shape
+    shape[0], shape[_place(hook)] = mask.shape
     return mask.view(shape)
 
 
-def _among(chosen: Sequence[int], axis: int, x: Tensor) -> Tensor:
-    hit = torch.zeros(x.shape[axis], dtype=torch.bool, device=x.device)
-    hit[list(chosen)] = True
-    return hit.view(-1, *[1] * (x.ndim - axis - 1))
-
-
-def _changed(
-    edit: SiteEdit, x: Tensor, hook: HookPoint, run: Run, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the activation becomes, and where there is a value for it."""
-    everywhere = torch.ones((), dtype=torch.bool, device=x.device)
-    if isinstance(edit, Scale):
-        return x * edit.factor, everywhere
-    if isinstance(edit, Steer):
-        value, reached = _value(edit.vector, edit, x, hook, run, mask)
-        return (x.float() + edit.strength * value.float()), reached
-    if isinstance(edit, Patch):
-        return _value(edit.value, edit, x, hook, run, mask)
-    assert isinstance(edit, Ablate)
-    if edit.to is None:
-        return torch.zeros_like(x), everywhere
-    return _value(edit.to, edit, x, hook, run, mask)
-
-
-def _value(
-    held: Any, edit: SiteEdit, x: Tensor, hook: HookPoint, run: Run, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The tensor meant for a hook point, in the layout of `x`, and where it reaches."""
-    everywhere = torch.ones((), dtype=torch.bool, device=x.device)
-    value = held if isinstance(held, Tensor) else held.get(hook.name)
+def _value(step: Step, x: Tensor, hook: HookPoint, run: Run) -> tuple[Tensor, Tensor]:
+    """The tensor meant for these tokens, in the layout of `x`, and which of them it reaches."""
+    value, mask = step.value, run.masks[step.which]
     if value is None:
-        raise EditError(f"{edit.verb}: no value was given for {hook.name}")
-    value = value.to(x.device)
-    at = next(i for i, name in enumerate(hook.axes) if name in ("pos", "query"))
-    if value.ndim == x.ndim and value.shape[at] != 1:
-        if at != 1:
-            return _fitting(value, x, edit, hook), everywhere
-        rows = value.expand(len(x), *value.shape[1:]) if len(value) == 1 else value
-        reached = reaches(run, value.shape[1]) if run.continued else mask
-        placed = aligned(rows, run, mask & reached, f"{edit.verb} {hook.name}")
-        return _fitting(placed, x, edit, hook), _on(reached, hook)
-    return _fitting(value, x, edit, hook), everywhere
-
-
-def _fitting(value: Tensor, x: Tensor, edit: SiteEdit, hook: HookPoint) -> Tensor:
+        raise EditError(f"{step.verb}: no value was given for {hook.name}")
+    if step.placed and _place(hook) == 1:
+        value = value.expand(len(x), *value.shape[1:]) if len(value) == 1 else value
+        if run.continued:
+            mask = mask & reaches(run, value.shape[1])
+        value = aligned(value, run, mask, f"{step.verb} {hook.name}")
     fits = value.ndim <= x.ndim and all(
         a in (1, b) for a, b in zip(reversed(value.shape), reversed(x.shape), strict=False)
     )
     if not fits:
         raise EditError(
-            f"{edit.verb}: {hook.name} [{' '.join(hook.axes)}] is {tuple(x.shape)}; a value of "
+            f"{step.verb}: {hook.name} [{' '.join(hook.axes)}] is {tuple(x.shape)}; a value of "
             f"{tuple(value.shape)} does not broadcast to it"
         )
-    return value
+    return value, mask

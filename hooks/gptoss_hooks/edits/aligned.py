@@ -6,15 +6,36 @@ position among the row's real tokens; a run of the same shape by its place, padd
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from gptoss_hooks.points import EditError
 
-if TYPE_CHECKING:
-    from gptoss_hooks.edits.programs import Run
+
+class Run(NamedTuple):
+    """The tokens that are about to run, and where each edit acts on them."""
+
+    positions: Int[Tensor, "batch pos"]
+    """counted over a row's real tokens; -1 on padding"""
+    tokens: Int[Tensor, "batch pos"] | None
+    continued: bool
+    """whether earlier tokens are in a KV cache, or later ones are still to be written"""
+    masks: Sequence[Bool[Tensor, "batch pos"]]
+    """one an edit: its tokens= and channels="""
+    checked: bool = False
+    """whether the edits are known to fit these tokens, so that nothing is read back to look"""
+
+
+def in_order(values: Tensor, mask: Bool[Tensor, "batch pos"] | None) -> Tensor:
+    """[batch, pos, ...] recorded beside padding, with each row's real places first."""
+    if mask is None:
+        return values
+    rows = torch.arange(len(mask))[:, None]
+    return values[rows, torch.argsort(~mask, dim=1, stable=True)]
 
 
 def aligned(
@@ -23,27 +44,28 @@ def aligned(
     wanted: Tensor,
     verb: str,
     tokens: Tensor | None = None,
-    mask: Tensor | None = None,
+    ends: Tensor | None = None,
 ) -> Tensor:
-    """`values` [batch, pos, ...] of one run at the tokens of another; 0 where there are none.
+    """`values` [batch, pos, ...] of one run at the tokens of another; any where there are none.
 
-    `wanted` [batch, pos] are the places that need one, `tokens` and `mask` what was recorded.
-    Raises EditError where rows, length or tokens do not fit.
+    `wanted` [batch, pos] are the places that need one, `tokens` those that were recorded and `ends`
+    [batch, 1] how many, where values are `in_order`. Raises EditError where rows, length or tokens
+    do not fit.
     """
     here = run.positions
     if len(values) != len(here):
         raise EditError(f"{verb}: recorded {len(values)} rows, but {len(here)} run")
-    if mask is None and not run.continued and values.shape[1] == here.shape[1]:
+    if _by_place(run, values.shape[1], ends):
         at = torch.arange(here.shape[1], device=here.device).expand_as(here)
         found = torch.ones_like(at, dtype=torch.bool)
     else:
-        at, found = _by_position(here, values.shape[1], mask)
-    if not run.continued and bool((wanted & ~found).any()):
+        at, found = here.clamp(0, values.shape[1] - 1), reaches(run, values.shape[1], ends)
+    if not (run.continued or run.checked) and bool((wanted & ~found).any()):
         raise EditError(
             f"{verb}: recorded {values.shape[1]} places a row, but {here.shape[1]} run; "
             "say which are meant with tokens="
         )
-    if tokens is not None and run.tokens is not None:
+    if tokens is not None and run.tokens is not None and not run.checked:
         same = tokens.to(at.device).gather(1, at) == run.tokens
         if bool((wanted & found & ~same).any()):
             raise EditError(
@@ -55,18 +77,13 @@ def aligned(
     return values[rows, at]
 
 
-def reaches(run: Run, length: int, mask: Tensor | None = None) -> Tensor:
-    """[batch, pos] True where a recording of `length` places has a value."""
-    if mask is None and not run.continued and length == run.positions.shape[1]:
+def reaches(run: Run, length: int, ends: Tensor | None = None) -> Tensor:
+    """[batch, pos] True where a recording of `length` places, or of `ends`, has a value."""
+    if _by_place(run, length, ends):
         return torch.ones_like(run.positions, dtype=torch.bool)
-    return _by_position(run.positions, length, mask)[1]
+    end = length if ends is None else ends.to(run.positions.device)
+    return (run.positions >= 0) & (run.positions < end)
 
 
-def _by_position(here: Tensor, length: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Place of each position in the recording, and whether it has one."""
-    if mask is None:
-        return here.clamp(0, length - 1), (here >= 0) & (here < length)
-    mask = mask.to(here.device)
-    first = torch.argsort(~mask, dim=1, stable=True)  # real places in order, then padding
-    found = (here >= 0) & (here < mask.sum(1, keepdim=True))
-    return first.gather(1, here.clamp(0, length - 1)), found
+def _by_place(run: Run, length: int, ends: Tensor | None) -> bool:
+    return ends is None and not run.continued and length == run.positions.shape[1]

@@ -1,18 +1,19 @@
 """Routing edits compiled to plain tensors: one RouteProgram a layer, None where none acts.
 
-Layers with the same edits share one program, so an edit on all 36 layers is compiled once.
+A plan holds what does not depend on the tokens, a program adds where its steps act. Layers with the
+same edits share both, so an edit on all 36 layers is compiled once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from gptoss_hooks.edits.aligned import aligned, reaches
+from gptoss_hooks.edits.aligned import Run, aligned, in_order, reaches
 from gptoss_hooks.edits.routing import (
     Ban,
     Bias,
@@ -48,29 +49,61 @@ class Sizes(NamedTuple):
     """experts a token takes where no edit says otherwise"""
 
 
-class Run(NamedTuple):
-    """The tokens that are about to run, and where each edit acts on them."""
+class Recording(NamedTuple):
+    """What a replay gives the tokens of one layer, each row's real places first."""
 
-    positions: Int[Tensor, "batch pos"]
-    """counted over a row's real tokens; -1 on padding"""
+    experts: Int[Tensor, "batch pos k"]
+    """-1 behind the last"""
+    weights: Float[Tensor, "batch pos k"] | None
     tokens: Int[Tensor, "batch pos"] | None
-    continued: bool
-    """whether earlier tokens are in a KV cache, or later ones are still to be written"""
-    masks: Sequence[Bool[Tensor, "batch pos"]]
-    """one an edit: its tokens= and channels="""
+    ends: Int[Tensor, "batch 1"] | None
+    """real places of a row; None for all"""
 
 
-def programs(edits: Sequence[RoutingEdit], run: Run, sizes: Sizes) -> list[RouteProgram | None]:
-    """Compile the edits for every layer; raises EditError where they cannot act."""
-    built: dict[tuple, RouteProgram | None] = {}
+class LayerPlan(NamedTuple):
+    """The steps of one layer as tensors; which tokens they touch is not known yet."""
+
+    layer: int
+    """the first with these steps"""
+    which: tuple[int, ...]
+    """the edit of each step, by its place in `Run.masks`"""
+    op: Int[Tensor, " step"]
+    table: Float[Tensor, "step expert"]
+    k: Int[Tensor, " step"]
+    width: int
+    recordings: tuple[Recording | None, ...]
+    """one a step"""
+
+
+Numbered = Sequence[tuple[int, RoutingEdit]]
+"""Edits with their places in `Run.masks`."""
+
+
+def plans(edits: Numbered, sizes: Sizes) -> tuple[LayerPlan | None, ...]:
+    """What the edits say in every layer, on the CPU."""
+    built: dict[tuple, LayerPlan | None] = {}
+    replays = {i: _ordered(edit) for i, edit in edits if isinstance(edit, Replay)}
     out = []
     for layer in range(sizes.layers):
-        here = [i for i, edit in enumerate(edits) if acts(edit, layer, sizes.layers)]
-        key = tuple((i, layer if _differs(edits[i]) else -1) for i in here)
+        here = [(i, edit) for i, edit in edits if acts(edit, layer, sizes.layers)]
+        key = tuple((i, layer if _differs(edit) else -1) for i, edit in here)
         if key not in built:
-            built[key] = _program(edits, run, sizes, here, layer) if here else None
+            built[key] = _plan(here, sizes, layer, replays) if here else None
         out.append(built[key])
-    return out
+    return tuple(out)
+
+
+def programs(
+    plans: Sequence[LayerPlan | None], run: Run, sizes: Sizes
+) -> tuple[RouteProgram | None, ...]:
+    """The programs of all layers for these tokens; raises EditError where edits cannot act."""
+    built: dict[int, RouteProgram | None] = {id(None): None}
+    for plan in plans:
+        if plan is not None and id(plan) not in built:
+            built[id(plan)] = program = _program(plan, run)
+            if not run.checked:
+                _refuse_impossible(program, sizes, plan.layer)
+    return tuple(built[id(plan)] for plan in plans)
 
 
 def acts(edit: RoutingEdit, layer: int, n_layers: int) -> bool:
@@ -86,34 +119,59 @@ def _differs(edit: RoutingEdit) -> bool:
     return isinstance(edit, (Replay, SteerExperts))
 
 
-def _program(
-    edits: Sequence[RoutingEdit], run: Run, sizes: Sizes, here: list[int], layer: int
-) -> RouteProgram:
-    device = run.positions.device
-    steps = [edits[i] for i in here]
-    masks = [_reached(edits[i], run, run.masks[i]) for i in here]
-    recorded = _recorded(steps, masks, run, sizes, layer)
-    ks = [step.k if isinstance(step, SetK) else 0 for step in steps]
-    lengths = [r.shape[-1] for r in recorded[:1] if r is not None]
-    program = RouteProgram(
-        torch.tensor([OP[type(step)] for step in steps], dtype=torch.int32, device=device),
-        torch.stack(masks),
-        torch.stack([_table(step, sizes, layer) for step in steps]).to(device),
-        torch.tensor(ks, dtype=torch.int32, device=device),
-        max([sizes.k, *ks, *lengths]),
-        *recorded,
+def _plan(
+    here: Numbered, sizes: Sizes, layer: int, replays: Mapping[int, Mapping[str, Tensor]]
+) -> LayerPlan:
+    steps = [edit for _, edit in here]
+    recordings = tuple(
+        _of_layer(edit, replays[i], sizes, layer) if isinstance(edit, Replay) else None
+        for i, edit in here
     )
-    program = _widened(program)
-    _refuse_impossible(program, sizes, layer)
-    return program
+    ks = [step.k if isinstance(step, SetK) else 0 for step in steps]
+    return LayerPlan(
+        layer,
+        tuple(i for i, _ in here),
+        torch.tensor([OP[type(step)] for step in steps], dtype=torch.int32),
+        torch.stack([_table(step, sizes, layer) for step in steps]),
+        torch.tensor(ks, dtype=torch.int32),
+        max([sizes.k, *ks, *(r.experts.shape[-1] for r in recordings if r is not None)]),
+        recordings,
+    )
 
 
-def _reached(step: RoutingEdit, run: Run, mask: Tensor) -> Tensor:
+def _ordered(edit: Replay) -> dict[str, Tensor]:
+    """A recording [layer, batch, pos, k] with each row's real places first, and their number."""
+    mask = edit.source.get("mask")
+    out = {}
+    for name in ("experts", "weights"):
+        if name in edit.source:
+            out[name] = torch.stack([in_order(each, mask) for each in edit.source[name]])
+    if mask is not None:
+        out["ends"] = mask.sum(1, keepdim=True)
+    if "tokens" in edit.source:
+        out["tokens"] = in_order(edit.source["tokens"], mask)
+    return out
+
+
+def _of_layer(edit: Replay, held: Mapping[str, Tensor], sizes: Sizes, layer: int) -> Recording:
+    named = range(sizes.layers) if edit.layers is None else edit.layers
+    at = [each % sizes.layers for each in named].index(layer)
+    weights = held["weights"][at] if "weights" in held else None
+    return Recording(held["experts"][at], weights, held.get("tokens"), held.get("ends"))
+
+
+def _program(plan: LayerPlan, run: Run) -> RouteProgram:
+    pairs = list(zip(plan.which, plan.recordings, strict=True))
+    masks = [_reached(recording, run, run.masks[i]) for i, recording in pairs]
+    recorded = _recorded(plan, masks, run)
+    return RouteProgram(plan.op, torch.stack(masks), plan.table, plan.k, plan.width, *recorded)
+
+
+def _reached(recording: Recording | None, run: Run, mask: Tensor) -> Tensor:
     """A replay ends where its recording does, once the run goes on from there."""
-    if not isinstance(step, Replay) or not run.continued:
+    if recording is None or not run.continued:
         return mask
-    length = step.source["experts"].shape[2]
-    return mask & reaches(run, length, step.source.get("mask"))
+    return mask & reaches(run, recording.experts.shape[1], recording.ends)
 
 
 def _table(step: RoutingEdit, sizes: Sizes, layer: int) -> Tensor:
@@ -144,44 +202,29 @@ def _named(wanted: Sequence, sizes: Sizes, layer: int) -> list[int]:
 
 
 def _recorded(
-    steps: Sequence[RoutingEdit], masks: Sequence[Tensor], run: Run, sizes: Sizes, layer: int
+    plan: LayerPlan, masks: Sequence[Tensor], run: Run
 ) -> tuple[Tensor | None, Tensor | None]:
     """Experts and weights that replays give each token; a later one wins."""
     experts = weights = None
-    widest = max((s.source["experts"].shape[-1] for s in steps if isinstance(s, Replay)), default=0)
-    for step, mask in zip(steps, masks, strict=True):
-        if not isinstance(step, Replay):
+    for recording, mask in zip(plan.recordings, masks, strict=True):
+        if recording is None:
             continue
-        held = range(sizes.layers) if step.layers is None else step.layers
-        at = [each % sizes.layers for each in held].index(layer)
-        own = _fitted(step.source["experts"][at], step, run, mask, widest)
-        value = step.source["weights"][at] if "weights" in step.source else None
-        lacking = torch.full_like(own, -1, dtype=torch.float32)
-        given = lacking if value is None else _fitted(value, step, run, mask, widest)
+        own = _fitted(recording.experts, recording, run, mask, plan.width).long()
+        given = torch.full_like(own, -1, dtype=torch.float32)
+        if recording.weights is not None:
+            given = _fitted(recording.weights, recording, run, mask, plan.width)
         if experts is None or weights is None:
-            experts, weights = own.long(), given
+            experts, weights = own, given
         else:
-            experts = torch.where(mask[..., None], own.long(), experts)
+            experts = torch.where(mask[..., None], own, experts)
             weights = torch.where(mask[..., None], given, weights)
     return experts, weights
 
 
-def _fitted(values: Tensor, step: Replay, run: Run, mask: Tensor, width: int) -> Tensor:
+def _fitted(values: Tensor, recording: Recording, run: Run, mask: Tensor, width: int) -> Tensor:
     """Recorded values in the layout of this run, -1 behind the last slot."""
-    out = aligned(values, run, mask, "replay", step.source.get("tokens"), step.source.get("mask"))
+    out = aligned(values, run, mask, "replay", recording.tokens, recording.ends)
     return torch.nn.functional.pad(out, (0, width - out.shape[-1]), value=-1)
-
-
-def _widened(program: RouteProgram) -> RouteProgram:
-    """Recorded tensors with as many slots as the program is wide."""
-    if program.recorded is None or program.recorded_weights is None:
-        return program
-    more = (0, program.width - program.recorded.shape[-1])
-    pad = torch.nn.functional.pad
-    return program._replace(
-        recorded=pad(program.recorded, more, value=-1),
-        recorded_weights=pad(program.recorded_weights, more, value=-1),
-    )
 
 
 def _refuse_impossible(program: RouteProgram, sizes: Sizes, layer: int) -> None:
