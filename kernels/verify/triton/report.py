@@ -13,7 +13,7 @@ import hooks_cost
 import triton
 from case import collect
 from gate import Verdict
-from peers import PEERS
+from peers import Peer, kept
 
 PLACE = gate.ROOT / "kernels" / "triton-report.md"
 NAMES = ", ".join(f"{name} {devices.TARGETS[name].name}" for name in devices.GATED)
@@ -55,13 +55,15 @@ norm's denominator: looked at, it comes from a kernel of its own and the norm go
 several times the traffic of the plain one.
 """
 HOOK_COLUMNS = ("hook", "target", "loop", "added", "whole kernel", "bars")
-PEER_HEAD = """## Others' kernels, counted with the same tools
+PEER_HEAD = """## Others' kernels beside ours, counted with the same tools
 
-As measured from openai/gpt-oss and triton_kernels at the same shapes; see `peers.py`. Per unit is
-as above.
+Compiled by `python kernels/verify/triton/peers.py WHEELS` from {sources}, with Triton {triton}, at
+the same shapes, as their own host code starts them. Columns are as above; a tile is rows × cols,
+and × inner where inputs are split. Where warps differ in what they do, the loop is that of those
+that multiply, and nothing is said per unit. `kernels/triton-peers.csv` keeps the figures.
 """
-PEER_COLUMNS = ("kernel", "target", "warps", "registers", "stack", "shared KB", "matrix units",
-                "loop", "per unit", "note")  # fmt: skip
+PEER_COLUMNS = ("work", "target", "whose", "tile", "warps", "registers", "stack", "spills",
+                "shared KB", "matrix units", "loop", "per unit", "share", "note")  # fmt: skip
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -75,11 +77,10 @@ def row(found: Verdict, unit: str) -> tuple:
     if not found.kernel:
         return (found.target, *[""] * (len(COLUMNS) - 2), "; ".join(found.faults))
     most = devices.TARGETS[found.target].shared_block
-    digits = 1 if unit == "w" else 0
-    per = "" if found.per_unit is None else f"{found.per_unit:.{digits}f} {unit}"
     return (
         found.target, found.warps, found.registers, found.stack, found.spills,
-        f"{found.shared / 1024:.0f} of {most // 1024}", found.mma, found.loop, per,
+        f"{found.shared / 1024:.0f} of {most // 1024}", found.mma, found.loop,
+        _per(found.per_unit, unit),
         f"{found.share:.0%}" if found.share else "", found.tightest, found.blocks,
         "; ".join(found.faults) or "passes",
     )  # fmt: skip
@@ -103,6 +104,39 @@ def hook_rows() -> list[tuple]:
     ]  # fmt: skip
 
 
+def peer_rows(verdicts: Iterable[Verdict], others: Iterable[Peer]) -> list[tuple]:
+    """Others' kernels, each above the one of ours that does the same work."""
+    ours = {(each.case, each.target): each for each in verdicts}
+    pairs = ((_theirs(peer), _ours(ours[peer.case, peer.target])) for peer in others)
+    return [line for pair in pairs for line in pair]
+
+
+def _theirs(peer: Peer) -> tuple:
+    return (
+        peer.case, peer.target, peer.whose, peer.tile, peer.warps, peer.registers, peer.stack,
+        peer.spills, f"{int(peer.shared) / 1024:.0f}" if peer.shared else "", peer.mma, peer.loop,
+        _per(float(peer.per_unit) if peer.per_unit else None, _unit(peer.case)),
+        f"{float(peer.share):.0%}" if peer.share else "", peer.note,
+    )  # fmt: skip
+
+
+def _ours(own: Verdict) -> tuple:
+    return (
+        own.case, own.target, "ours", "", own.warps, own.registers, own.stack,
+        own.spills, f"{own.shared / 1024:.0f}", own.mma, own.loop,
+        _per(own.per_unit, _unit(own.case)), f"{own.share:.0%}", "; ".join(own.faults),
+    )  # fmt: skip
+
+
+def _unit(case: str) -> str:
+    return "s" if case.startswith("attention") else "w"
+
+
+def _per(number: float | None, unit: str) -> str:
+    digits = 1 if unit == "w" else 0
+    return "" if number is None else f"{number:.{digits}f} {unit}"
+
+
 def text(verdicts: list[Verdict]) -> str:
     """The whole report."""
     parts = [HEAD]
@@ -113,13 +147,11 @@ def text(verdicts: list[Verdict]) -> str:
         parts.append(table(COLUMNS, (row(each, unit) for each in found)))
     parts.append(HOOK_HEAD)
     parts.append(table(HOOK_COLUMNS, hook_rows()))
-    others = (
-        (p.name, p.target, p.warps, p.registers, p.stack, p.shared, p.mma, p.loop,
-         "" if p.per_unit is None else f"{p.per_unit:g} {'s' if p.per_unit > 100 else 'w'}", p.note)
-        for p in PEERS
-    )  # fmt: skip
-    parts.append(PEER_HEAD)
-    parts.append(table(PEER_COLUMNS, others))
+    others = kept()
+    sources = " and ".join(sorted({each.source for each in others}))
+    versions = ", ".join(sorted({each.triton for each in others}))
+    parts.append(PEER_HEAD.format(sources=sources, triton=versions))
+    parts.append(table(PEER_COLUMNS, peer_rows(verdicts, others)))
     return "\n".join(parts)
 
 
