@@ -169,7 +169,11 @@ def counts(instructions: Sequence[Instruction]) -> dict[str, int]:
 def main_loop(
     instructions: Sequence[Instruction], labels: Mapping[str, int], table: Mapping[str, str]
 ) -> Sequence[Instruction]:
-    """The innermost loop with the most matrix products; without any, with the most loads."""
+    """The innermost loop with the most matrix products; without any, with the most loads.
+
+    A loop around it is not meant, though it may hold more products: those that the compiler took
+    out of the first turns to start the pipeline.
+    """
     loops = sorted(
         {
             (labels[each.target], place)
@@ -183,12 +187,14 @@ def main_loop(
 
     def innermost(loop: tuple[int, int]) -> bool:
         inside = [o for o in loops if o != loop and loop[0] <= o[0] and o[1] <= loop[1]]
-        return all(bodies[o].get("mma", 0) < bodies[loop].get("mma", 0) for o in inside)
+        if bodies[loop].get("mma", 0):
+            return not any(bodies[o].get("mma", 0) for o in inside)
+        return not inside
 
     def rank(loop: tuple[int, int]) -> tuple:
-        body = bodies[loop]
+        body, inner = bodies[loop], innermost(loop)
         loads = sum(body.get(kind, 0) for kind in ("tma", "ldg", "copy"))
-        return body.get("mma", 0), innermost(loop), loads, -body["all"]
+        return body.get("mma", 0) if inner else 0, inner, loads, -body["all"]
 
     if not loops:
         return []

@@ -41,26 +41,23 @@ def turn(rows: int) -> dict:
     return {"flop": flop(rows, products=4), "scores": rows * KEYS, "nbytes": 2 * rows * D_HEAD * 2}
 
 
-TWICE = {"sm_100": {"turns": 2}}
 WIDE = {
     "sm_90": scores(64, 8),
     "sm_100": scores(ROWS, 8),
     "gfx942": scores(32, 8),
 }
-WIDE_WINDOW = WIDE | {"sm_100": scores(ROWS, 8, turns=2)}
 
 CASES = (
     Case("attention, a prompt of 512", "attend_kernel", lambda: ask(512, 512), nbytes=PAIR,
-         flop=flop(ROWS), scores=ROWS * KEYS, most=ATTENDING, arch=TWICE),
+         flop=flop(ROWS), scores=ROWS * KEYS, most=ATTENDING),
     Case("attention, a prompt of 512 in a window", "attend_kernel", lambda: ask(512, 512, 128),
-         nbytes=PAIR, flop=flop(ROWS), scores=ROWS * KEYS, most=ATTENDING, arch=TWICE),
+         nbytes=PAIR, flop=flop(ROWS), scores=ROWS * KEYS, most=ATTENDING),
     Case("attention, a token over 4096 keys", "attend_kernel", lambda: ask(1, 4096), arch=WIDE,
          **scores(FEW, 8)),
     Case("attention, a token over 4096 keys: the merge", "merge_kernel", lambda: ask(1, 4096),
          nbytes=8 * (D_HEAD + 2) * 4),
     Case("attention, a token in a window", "attend_kernel", lambda: ask(1, 639, 128),
-         arch=WIDE_WINDOW,
-         **scores(FEW, 8)),
+         arch=WIDE, **scores(FEW, 8)),
     Case("attention in float32", "attend_kernel", lambda: ask(128, 128, dtype=torch.float32),
          flop=flop(64, 16), scores=64 * 16, nbytes=2 * 16 * D_HEAD * 4),
     Case("attention, places of keys", "_places_kernel", lambda: ask(1, 4096)),

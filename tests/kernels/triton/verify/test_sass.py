@@ -63,6 +63,15 @@ def test_the_main_loop_is_the_innermost_one_with_the_most_products(sass):
     assert sass.counts(loop) == {"all": 5, "ldsm": 1, "mma": 1, "mufu": 1, "spill": 1}
 
 
+def test_products_that_start_a_pipeline_do_not_make_the_loop_around_the_main_one(sass):
+    """Around 3 to 5 lies 0 to 7, with the products of the first turn before the loop."""
+    names = ["UTCHMMA", "UTCHMMA", "UTCHMMA", "LDGSTS", "UTCHMMA", "BRA", "STG", "BRA"]
+    places = {5: "turn", 7: "tile"}
+    found = [sass.Instruction(name, places.get(i)) for i, name in enumerate(names)]
+    loop = sass.main_loop(found, {"turn": 3, "tile": 0}, sass.NVIDIA)
+    assert [each.opcode for each in loop] == ["LDGSTS", "UTCHMMA", "BRA"]
+
+
 def test_without_products_the_main_loop_is_the_one_that_loads(sass):
     found, labels = sass.parse_sass(SASS.replace("HMMA.16816.F32.BF16", "FFMA"))
     assert sass.counts(sass.main_loop(found, labels, sass.NVIDIA))["ldg"] == 1
