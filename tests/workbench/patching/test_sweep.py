@@ -169,10 +169,29 @@ def test_the_cut_into_batches_changes_nothing(odd):
     np.testing.assert_allclose(sweeps[2], sweeps[0], atol=limit, rtol=0)
 
 
+def count_calls(monkeypatch, model):
+    """How often a model is called, and the halves of each of its layers, from now on."""
+    runs = {"model": 0, "attn": [0] * model.n_layers, "mlp": [0] * model.n_layers}
+
+    def watch(module, counts, key):
+        forward = module.forward
+
+        def counted(*args, **options):
+            counts[key] += 1
+            return forward(*args, **options)
+
+        monkeypatch.setattr(module, "forward", counted)
+
+    watch(model, runs, "model")
+    for layer, block in enumerate(model.blocks):
+        watch(block.attn, runs["attn"], layer)
+        watch(block.mlp, runs["mlp"], layer)
+    return runs
+
+
 def test_cells_that_change_nothing_have_the_value_of_the_base_and_no_run(odd, monkeypatch):
     clean, corrupted = prompts(batch=2)
-    runs, forward = [], odd.forward
-    monkeypatch.setattr(odd, "forward", lambda *a, **k: runs.append(1) or forward(*a, **k))
+    runs = count_calls(monkeypatch, odd)
     options = {"metric": logit_difference(7, 9), "layers": [0, 2]}
     before = activation_patching(
         odd, clean, corrupted, positions=[0, 1], sites=HEADS[:6], **options
@@ -181,7 +200,9 @@ def test_cells_that_change_nothing_have_the_value_of_the_base_and_no_run(odd, mo
         odd, clean, corrupted, sites="mlp_out", positions=range(8), **options
     )
     last = behind.cells.layer == 2
-    assert len(runs) == 1 + 1 + len({"layer 1", "layer 2", "unembed"})
+    both, judged = 2, 1
+    assert runs == {"model": both + judged, "attn": [both, both + 1, both + 1],
+                    "mlp": [both, both + 1, both + 1]}  # fmt: skip
     for found, silent in ((before, slice(None)), (behind, last)):
         np.testing.assert_array_equal(found.value[silent] - found.corrupted, 0)
     assert np.abs(behind.value[~last][2:7] - behind.corrupted).min() > 1e-6

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from gptoss_hooks.points import HookPoint
+from gptoss_workbench.patching.copies import Copies
 from gptoss_workbench.patching.metrics import Judge
 from gptoss_workbench.patching.nodes import Cells, Wanted
 from gptoss_workbench.patching.result import PatchResult
-from gptoss_workbench.patching.runs import Copies
 from gptoss_workbench.patching.sweep import TOKENS_AT_ONCE, Study, groups, prepare
-from gptoss_workbench.patching.values import Patch, patch
+from gptoss_workbench.patching.values import Patch, patch, places_of
 from gptoss_workbench.table import Table
 from gptoss_workbench.text import Text
 
@@ -121,7 +121,8 @@ Group = tuple[np.ndarray, Patch]
 
 
 def _patches(study: Study) -> list[Group]:
-    return [(g, patch(study.cells[g], study.base, study.other)) for g in groups(study.cells)]
+    cells, runs = study.cells, (study.base, study.other)
+    return [(g, patch(places_of(cells[g], *runs), 0, *runs)) for g in groups(cells)]
 
 
 def _hooks(patches: list[Group]) -> list[str]:
@@ -189,7 +190,7 @@ def _along_nodes(
 ) -> tuple[Tensor, list[tuple]]:
     """Values, and (site, layer, attributed, true) of every site and layer."""
     parts, sums = [], []
-    copies = Copies(model, study.base, 0)
+    copies = Copies(model, study.base)
     n = max(1, batch_tokens // study.base.tokens.numel())
     for rows, each in _patches(study):
         layer, site = int(study.cells.layer[rows[0]]), str(study.cells.site[rows[0]])

@@ -56,7 +56,8 @@ PER_KV_HEAD = ("k", "v", "rot_k")
 INTO_KEYS = ("resid_pre", *PER_KV_HEAD)
 """Sites that later positions of the same layer see."""
 OF_EXPERTS = ("expert_out", "expert", "expert_post", "mlp_out")
-AFTER_ATTENTION = ("z", "attn_out", "resid_mid", *OF_EXPERTS, "resid_post")
+BEFORE_EXPERTS = ("z", "attn_out", "resid_mid")
+AFTER_ATTENTION = (*BEFORE_EXPERTS, *OF_EXPERTS, "resid_post")
 """Sites behind which, in the same layer, no position sees another."""
 
 

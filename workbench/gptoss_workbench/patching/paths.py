@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from gptoss_hooks.points import HookFunction, HookPoint
+from gptoss_workbench.patching.copies import Copies
 from gptoss_workbench.patching.metrics import Judge, as_metric
 from gptoss_workbench.patching.nodes import (
     PER_KV_HEAD,
@@ -33,7 +34,7 @@ from gptoss_workbench.patching.nodes import (
     sources,
 )
 from gptoss_workbench.patching.result import PatchResult
-from gptoss_workbench.patching.runs import Copies, Run, read_pair, run
+from gptoss_workbench.patching.runs import Run, read_pair, run
 from gptoss_workbench.patching.sweep import TOKENS_AT_ONCE, Study, groups
 from gptoss_workbench.patching.values import Places, contribution, places_of
 from gptoss_workbench.text import Text
@@ -198,7 +199,7 @@ class _Paths(NamedTuple):
 
     def _read(self, moved: Tensor, hooks: dict[int, list]) -> Tensor:
         """Run the base with its receivers set, and judge it."""
-        copies = Copies(self.model, self.study.base, 0)
+        copies = Copies(self.model, self.study.base)
         last, n = self.model.n_layers, len(moved)
         if self.ends[0].kind == "final":
             x = self._stream(f"blocks.{last - 1}.hook_resid_post", moved)
@@ -225,8 +226,9 @@ def _write(model: GptOss, cells: Cells, at: Places, base: Run, other: Run) -> Te
     sides = ((other, at.source), (base, at.pos))
     if site == "z":
         name = f"blocks.{layer}.attn.hook_z"
-        z, gone = (run.kept[name][at.batch, pos, at.head].float() for run, pos in sides)
-        weight = model.blocks[layer].attn.W_O.float()[at.head]  # [entry, d_head, d_model]
+        head = at.part("head")
+        z, gone = (run.kept[name][at.batch, pos, head].float() for run, pos in sides)
+        weight = model.blocks[layer].attn.W_O.float()[head]  # [entry, d_head, d_model]
         return torch.einsum("eh,ehd->ed", z - gone, weight)
     if site == "expert":
         new, old = (contribution(at, run, layer, pos) for run, pos in sides)
@@ -237,7 +239,8 @@ def _write(model: GptOss, cells: Cells, at: Places, base: Run, other: Run) -> Te
 
 def _slot(run: Run, layer: int, at: Places, pos: Tensor) -> Tensor:
     weights, outs = (run.kept[f"blocks.{layer}.mlp.hook_expert_{n}"] for n in ("weights", "out"))
-    return weights[at.batch, pos, at.slot][:, None] * outs[at.batch, pos, at.slot]
+    slot = at.part("slot")
+    return weights[at.batch, pos, slot][:, None] * outs[at.batch, pos, slot]
 
 
 def _names(model: GptOss, senders: Cells) -> list[str]:

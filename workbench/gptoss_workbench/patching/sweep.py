@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gptoss_hooks.points import HookFunction, HookPoint
+from gptoss_workbench.patching.copies import Copies
 from gptoss_workbench.patching.metrics import Judge, Metric, as_metric
 from gptoss_workbench.patching.nodes import (
     AFTER_ATTENTION,
@@ -30,7 +31,6 @@ from gptoss_workbench.patching.nodes import (
 )
 from gptoss_workbench.patching.result import PatchResult, Prompts
 from gptoss_workbench.patching.runs import (
-    Copies,
     Run,
     first_needed,
     observed,
@@ -40,7 +40,7 @@ from gptoss_workbench.patching.runs import (
     run_both,
     stream_names,
 )
-from gptoss_workbench.patching.values import Patch, patch
+from gptoss_workbench.patching.values import Patch, patch, places_of
 from gptoss_workbench.text import Text
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ class Study:
     clean: Run
     corrupted: Run
     direction: str
+    plain: bool = False
+    """whether nobody looks on and nothing edits, so that only what a patch changes need run"""
 
     @property
     def base(self) -> Run:
@@ -164,11 +166,12 @@ def prepare(
     base_names = sorted({*needs, *stream_names(model.n_layers, cells)})
     names = (needs, base_names) if direction == "denoise" else (base_names, needs)
     shapes, size = {batch.tokens.shape for batch in batches}, 2 * batches[0].tokens.numel()
-    if len(shapes) == 1 and size <= at_once and not (observed(model) or model.active_edits):
+    plain = not (observed(model) or model.active_edits)
+    if len(shapes) == 1 and size <= at_once and plain:
         runs = run_both(model, batches, judge, base_names)
     else:
         runs = [run(model, b, judge, kept) for b, kept in zip(batches, names, strict=True)]
-    return Study(cells, judge, runs[0], runs[1], direction)
+    return Study(cells, judge, runs[0], runs[1], direction, plain)
 
 
 def _paired(positions: Any, cells: Cells | None) -> bool:
@@ -191,21 +194,17 @@ def sweep(model: GptOss, study: Study, batch_tokens: int = TOKENS_AT_ONCE) -> Te
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be 1 or more; got {batch_tokens}")
     value, cells = torch.empty(len(study.cells), len(study.base.value)), study.cells
-    watched = observed(model)
-    plain = not (watched or model.active_edits)
-    alike = parting(study.base, study.other) if plain else 0
-    first = np.zeros_like(cells.pos) if watched else starts(study, model.n_layers, alike)
-    joins = cells.layer + (plain & np.isin(cells.site, AFTER_ATTENTION))
-    silent = np.flatnonzero(first == study.base.width)
-    value[silent] = _unchanged(study, cells[silent])
-    for rows in chunks(study, first, joins, batch_tokens):
+    alike = parting(study.base, study.other)
+    first = starts(study, model.n_layers, alike) if study.plain else np.zeros_like(cells.pos)
+    if len(silent := np.flatnonzero(first == study.base.width)):
+        value[silent] = _unchanged(study, cells[silent])
+    for rows in chunks(study, first, batch_tokens):
         copies = Copies(model, study.base, int(first[rows].min()))
-        keep = study.metric.keep if plain else 0
-        value[rows] = _chunk(copies, study, cells[rows], joins[rows], keep).cpu()
+        value[rows] = _chunk(copies, study, cells[rows])
     return value
 
 
-def starts(study: Study, n_layers: int, alike: int = 0) -> np.ndarray:
+def starts(study: Study, n_layers: int, alike: int) -> np.ndarray:
     """The first position that a cell changes and the metric hears of; width if there is none.
 
     Both runs are the same at the first `alike` positions.
@@ -228,16 +227,20 @@ def _unchanged(study: Study, cells: Cells) -> Tensor:
     return study.base.value.float().expand(alive.shape).masked_fill(~alive, torch.nan).cpu()
 
 
-def chunks(
-    study: Study, first: np.ndarray, joins: np.ndarray, batch_tokens: int
-) -> Iterator[np.ndarray]:
-    """Rows of cells that share a forward pass, sorted by the layer at which they join.
+def half_layers(cells: Cells) -> np.ndarray:
+    """Where cells join: twice their layer, and one more behind its attention."""
+    return 2 * cells.layer + np.isin(cells.site, AFTER_ATTENTION)
+
+
+def chunks(study: Study, first: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Rows of cells that share a forward pass, sorted by the half layer they join at and by site.
 
     Cells that start later than the first of them run some positions for nothing: few.
     """
-    width, batch = study.base.width, len(study.base.tokens)
+    width, batch, half = study.base.width, len(study.base.tokens), half_layers(study.cells)
+    joins = (half + 1) // 2
     order = np.flatnonzero(first < width)
-    order = order[np.lexsort((joins[order], first[order]))]
+    order = order[np.lexsort((half[order], first[order]))]
     cost = batch * (width - first + KEPT_KEYS * first)
     part = batch * (joins.max() - joins + KEPT_KEYS) / (joins.max() + 1)
     while len(order):
@@ -246,36 +249,49 @@ def chunks(
         used = np.cumsum((width - first[here]) * part[here])
         n = int((idle <= PASS_TOKENS + IDLE * used).sum())
         rows, order = order[:n], order[n:]
-        yield rows[np.argsort(joins[rows], kind="stable")]
+        yield rows[np.lexsort((study.cells.site[rows], half[rows]))]
 
 
-def _chunk(copies: Copies, study: Study, cells: Cells, joins: np.ndarray, keep: int) -> Tensor:
-    """Run one batch of cells, each joining when its layer comes (`joins` is sorted)."""
-    batch, n_layers = len(study.base.tokens), copies.model.n_layers
-    exists = torch.zeros(len(cells), batch, dtype=torch.bool)
-    x, wide = copies.fresh(int(joins[0]), 0), copies.base.width - copies.first
-    if joins[0] == n_layers and keep:
-        x, wide = x[:, -keep:], min(wide, keep)
-    for layer in range(int(joins[0]), n_layers + 1):
-        joining = np.flatnonzero(joins == layer)
-        new = copies.fresh(layer, len(joining))[:, -wide:]
-        hooks: list[tuple[str, HookFunction]] = []
-        for group in groups(cells[joining]):
-            here = joining[group]
-            each = patch(cells[here], study.base, study.other)
-            exists[here] = each.exists(len(here), batch)
-            if cells.layer[here[0]] < layer:
-                copies.enter(new, each, group)
-            else:
-                hooks.append((each.hook, _writer(each, here, study.base)))
-        x = torch.cat([x, new])
-        if layer < n_layers:
-            whole = layer < n_layers - 1 or "pattern" in cells.site[joining]
-            x = copies.through(layer, x, hooks, keep=0 if whole else keep)
-            wide = x.shape[1]
-    value = copies.judge(x, study.metric)
+def _chunk(copies: Copies, study: Study, cells: Cells) -> Tensor:
+    """The metric of one batch of cells, sorted as `chunks` does."""
+    base, batch = study.base, len(study.base.tokens)
+    at = places_of(cells, base, study.other, copies.first)
+    patches = [patch(at.of(rows), rows[0], base, study.other) for rows in groups(cells)]
+    exists = torch.stack([each.exists(len(cells), batch) for each in patches]).any(0)
+    run = _by_halves if study.plain else _by_layers
+    value = copies.judge(run(copies, cells, patches, study.metric.keep), study.metric)
     alive = exists if value.shape[1] == batch else exists.any(1, keepdim=True)
-    return value.float().masked_fill(~alive.to(value.device), torch.nan)
+    return value.float().cpu().masked_fill(~alive, torch.nan)
+
+
+def _by_halves(copies: Copies, cells: Cells, patches: Sequence[Patch], keep: int) -> Tensor:
+    """Final residuals of the last `keep` positions (0: all); each cell joins as late as it can."""
+    half, last = half_layers(cells), copies.model.n_layers - 1
+    x = copies.fresh(int(cells.layer[0]), 0)
+    for layer in range(int(cells.layer[0]), last + 1):
+        here = [each for each in patches if each.layer == layer]
+        behind = [each for each in here if each.site in AFTER_ATTENTION]
+        if n := int((half == 2 * layer).sum()):
+            x = torch.cat([x, copies.fresh(layer, n)])
+        hooks = []
+        for each in here:
+            if each.site == "resid_pre":
+                _write(x, each, copies.base)
+            elif each.site not in AFTER_ATTENTION:
+                hooks.append((each.hook, _writer(each, copies.base)))
+        x = copies.attend(layer, x, hooks, keep if layer == last else 0)
+        x = copies.leave(layer, x, behind, int((half == 2 * layer + 1).sum()))
+    return x
+
+
+def _by_layers(copies: Copies, cells: Cells, patches: Sequence[Patch], keep: int) -> Tensor:
+    """Final residuals of whole prompts, run by the model itself: hooks and edits of others act."""
+    x = copies.fresh(int(cells.layer[0]), 0)
+    for layer in range(int(cells.layer[0]), copies.model.n_layers):
+        x = torch.cat([x, copies.fresh(layer, int((cells.layer == layer).sum()))])
+        here = [each for each in patches if each.layer == layer]
+        x = copies.through(layer, x, [(each.hook, _writer(each, copies.base)) for each in here])
+    return x
 
 
 def groups(cells: Cells) -> list[np.ndarray]:
@@ -287,16 +303,21 @@ def groups(cells: Cells) -> list[np.ndarray]:
     return [np.array(rows[pair]) for pair in sorted(rows)]
 
 
-def _writer(each: Patch, cells: np.ndarray, base: Run) -> HookFunction:
+def _writer(each: Patch, base: Run) -> HookFunction:
     """A hook that writes a patch's values into the rows of its cells, where they run."""
-    rows = torch.as_tensor(cells, device=each.values.device)[each.places.cell] * len(base.tokens)
-    pos = 2 if each.hook.endswith("hook_pattern") else 1
-    index = [rows + each.places.batch, *each.at[1:]]
-    index[pos] = index[pos] - base.width  # from the end, which all runs share
 
     def write(tensor: Tensor, hook: HookPoint) -> Tensor:
-        out, runs = tensor.clone(), index[pos] >= -tensor.shape[pos]
-        out[tuple(at[runs] for at in index)] = each.values[runs]
+        out = tensor.clone()
+        _write(out, each, base)
         return out
 
     return write
+
+
+def _write(tensor: Tensor, each: Patch, base: Run) -> None:
+    """Put a patch's values into the rows of its cells, at positions that are there."""
+    pos = 2 if each.site == "pattern" else 1
+    index = [each.places.cell * len(base.tokens) + each.places.batch, *each.at[1:]]
+    index[pos] = index[pos] - base.width  # from the end, which all runs share
+    runs = index[pos] >= -tensor.shape[pos]
+    tensor[tuple(at[runs] for at in index)] = each.values[runs]

@@ -15,29 +15,42 @@ from gptoss_workbench.patching.runs import Run
 class Places(NamedTuple):
     """Entries that cells write to, each an index [entry]; padding is left out."""
 
+    cells: Cells
     cell: Tensor
+    """which of the cells"""
     batch: Tensor
     pos: Tensor
     source: Tensor
-    head: Tensor
-    slot: Tensor
-    expert: Tensor
-    neuron: Tensor
 
-    def take(self, keep: Tensor) -> Places:
+    def part(self, name: str) -> Tensor:
+        """The head, slot, expert or neuron of each entry."""
+        return torch.as_tensor(getattr(self.cells, name), device=self.cell.device)[self.cell]
+
+    def take(self, keep: Tensor | slice) -> Places:
         """Some of the entries."""
-        return Places(*(each[keep] for each in self))
+        return Places(self.cells, *(each[keep] for each in self[1:]))
+
+    def of(self, rows: np.ndarray) -> Places:
+        """The entries of cells that are neighbours."""
+        ends = torch.tensor([rows[0], rows[-1] + 1], device=self.cell.device)
+        return self.take(slice(*torch.searchsorted(self.cell, ends).tolist()))
 
 
 class Patch(NamedTuple):
     """What the cells of one site and layer write."""
 
-    hook: str
+    site: str
+    layer: int
     places: Places
     at: tuple[Tensor, ...]
     """of the written entries in the base's activation; the batch comes first"""
     values: Tensor
     """[entry, ...]"""
+
+    @property
+    def hook(self) -> str:
+        """Name of the hook point it goes to."""
+        return SITES[self.site].hook.format(layer=self.layer)
 
     def base(self, run: Run) -> Tensor:
         """What stands at the entries in a run."""
@@ -49,49 +62,55 @@ class Patch(NamedTuple):
         out[self.places.cell.cpu(), self.places.batch.cpu()] = True
         return out
 
+    def since(self, start: int) -> Patch:
+        """What is written from position `start` on."""
+        keep = self.places.pos >= start
+        if bool(keep.all()):
+            return self
+        at = tuple(each[keep] for each in self.at)
+        return self._replace(places=self.places.take(keep), at=at, values=self.values[keep])
 
-def patch(cells: Cells, base: Run, source: Run) -> Patch:
-    """Find what cells of one site and one layer write into `base`."""
-    site, layer = str(cells.site[0]), int(cells.layer[0])
+
+def patch(at: Places, like: int, base: Run, source: Run) -> Patch:
+    """Find what cells of one site and one layer, as number `like` is, write into `base`."""
+    site, layer = str(at.cells.site[like]), int(at.cells.layer[like])
     hook = SITES[site].hook.format(layer=layer)
-    at = places_of(cells, base, source)
     if site == "expert_post":
         at, slot = _same_expert(at, base, source, layer)
-        values = source.kept[hook][at.batch, at.source, slot, at.neuron]
+        values = source.kept[hook][at.batch, at.source, slot, at.part("neuron")]
     elif site == "expert":
         delta = contribution(at, source, layer, at.source) - contribution(at, base, layer, at.pos)
         here = base.kept[hook][at.batch, at.pos]
         values = (here.float() + delta).to(here.dtype)
     else:
         values = source.kept[hook][_index(site, at, at.source)]
-    return Patch(hook, at, _index(site, at, at.pos), values)
+    return Patch(site, layer, at, _index(site, at, at.pos), values)
 
 
-def places_of(cells: Cells, base: Run, source: Run) -> Places:
-    """The entries of every cell, in every example."""
+def places_of(cells: Cells, base: Run, source: Run, start: int = 0) -> Places:
+    """The entries of every cell, in every example; of cells of all positions, from `start` on."""
     together = cells.pos == ALL
     if together.any() and base.width != source.width:
         raise ValueError("positions='all' needs prompts of the same length; give pairs of places")
-    width, batch = base.width, len(base.tokens)
-    counts = np.where(together, width, 1)
+    batch, counts = len(base.tokens), np.where(together, base.width - start, 1)
     cell = np.repeat(np.arange(len(cells)), counts)
-    within = np.arange(len(cell)) - np.repeat(counts.cumsum() - counts, counts)
-    columns = [cells.pos, cells.source, cells.head, cells.slot, cells.expert, cells.neuron]
-    pos, src, *parts = (column[cell] for column in columns)
-    pos, src = (np.where(each == ALL, within, each) for each in (pos, src))
-    rows = np.tile(np.arange(batch), len(cell))
-    cell, *others = (each.repeat(batch) for each in (cell, pos, src, *parts))
-    at = Places(*torch.as_tensor(np.stack([cell, rows, *others])).to(base.tokens.device))
-    real = base.mask[at.batch, at.pos] & source.mask[at.batch, at.source]
-    return at if bool(real.all()) else at.take(real)
+    within = np.arange(len(cell)) - np.repeat(counts.cumsum() - counts, counts) + start
+    pos, src = (
+        np.where(each == ALL, within, each) for each in (cells.pos[cell], cells.source[cell])
+    )
+    examples = np.tile(np.arange(batch), len(cell))
+    columns = np.stack([cell.repeat(batch), examples, pos.repeat(batch), src.repeat(batch)])
+    at = Places(cells, *torch.as_tensor(columns).to(base.tokens.device))
+    if bool(base.mask.all() & source.mask.all()):
+        return at
+    return at.take(base.mask[at.batch, at.pos] & source.mask[at.batch, at.source])
 
 
 def _index(site: str, at: Places, pos: Tensor) -> tuple[Tensor, ...]:
-    if site == "pattern":
-        return at.batch, at.head, pos
     if site == "expert":
         return at.batch, pos
-    return at.batch, pos, *(getattr(at, part) for part in SITES[site].parts)
+    parts = [at.part(name) for name in SITES[site].parts]
+    return (at.batch, *parts, pos) if site == "pattern" else (at.batch, pos, *parts)
 
 
 def contribution(at: Places, run: Run, layer: int, pos: Tensor) -> Tensor:
@@ -99,7 +118,7 @@ def contribution(at: Places, run: Run, layer: int, pos: Tensor) -> Tensor:
     indices, weights, outs = (
         run.kept[f"blocks.{layer}.mlp.hook_expert_{name}"] for name in ("indices", "weights", "out")
     )
-    chosen = indices[at.batch, pos] == at.expert[:, None]  # [entry, k]
+    chosen = indices[at.batch, pos] == at.part("expert")[:, None]  # [entry, k]
     weight = weights[at.batch, pos] * chosen
     return (weight[..., None] * outs[at.batch, pos]).sum(1)
 
@@ -107,7 +126,7 @@ def contribution(at: Places, run: Run, layer: int, pos: Tensor) -> Tensor:
 def _same_expert(at: Places, base: Run, source: Run, layer: int) -> tuple[Places, Tensor]:
     """Entries whose expert the other run chose too, and its slot there."""
     name = f"blocks.{layer}.mlp.hook_expert_indices"
-    expert = base.kept[name][at.batch, at.pos, at.slot]
+    expert = base.kept[name][at.batch, at.pos, at.part("slot")]
     same = source.kept[name][at.batch, at.source] == expert[:, None]  # [entry, k]
     both = same.any(-1)
     return at.take(both), same[both].long().argmax(-1)
