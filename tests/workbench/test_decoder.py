@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from gptoss_hooks import ablate, ban, force
+from gptoss_hooks import EditError, ban, bias, force, replay, scale, steer
 from gptoss_kernels.backend import available
 from gptoss_workbench import decoder, fixed_cache
 from gptoss_workbench.config import alternating_layers
@@ -131,6 +131,47 @@ def test_generation_writes_the_same(model, everywhere, monkeypatch, edits):
     assert torch.equal(found, wanted)
 
 
+STORY = [
+    ban(range(12), channels="analysis"),
+    scale("resid_mid", 0.9, channels="header"),
+    steer("mlp_out", torch.ones(128), 0.3, layers=1, tokens=slice(45, 60)),
+]
+
+
+def test_voices_are_followed_inside_a_step(nano, everywhere, monkeypatch):
+    question = [{"role": "user", "content": "What is 2 + 2?"}]
+    options = {"max_new_tokens": 24, "stop_at_eos": False, "return_type": "tokens"}
+    found = nano.generate(messages=question, edits=STORY, **options)
+    assert len(everywhere) == 23
+    monkeypatch.undo()
+    wanted = nano.generate(messages=question, edits=STORY, **options)
+    plain = nano.generate(messages=question, edits=STORY[1:], **options)
+    assert torch.equal(found, wanted) and not torch.equal(found, plain)
+
+
+def test_a_replay_ends_inside_a_step_where_its_recording_does(model, everywhere, monkeypatch):
+    other = model.trace(draw(1, PROMPT + 8, seed=5), edits=[ban([0, 1, 2])])
+    edits = [replay(other.routing), bias(3, 2.0, tokens=slice(15, 17))]
+    options = {"max_new_tokens": 14, "stop_at_eos": False, "edits": edits}
+    found = model.generate(draw(1, PROMPT), **options)
+    assert len(everywhere) == 13
+    monkeypatch.undo()
+    assert torch.equal(found, model.generate(draw(1, PROMPT), **options))
+
+
+def test_what_cannot_act_raises_at_the_token_it_meets(model, everywhere):
+    n = model.config.num_local_experts
+    edits = [ban(list(range(n - 1))), ban(n - 1, tokens=PROMPT + 4)]
+    pieces = model.stream(draw(1, PROMPT), max_new_tokens=9, stop_at_eos=False, edits=edits[1:])
+    assert len(list(pieces)) == 9
+    k = model.config.num_experts_per_tok
+    edits = [ban(list(range(n - k))), ban(n - 1, tokens=PROMPT + 4)]
+    pieces = model.stream(draw(1, PROMPT), max_new_tokens=9, stop_at_eos=False, edits=edits)
+    assert len([next(pieces) for _ in range(5)]) == 5
+    with pytest.raises(EditError, match="left; ban fewer"):
+        next(pieces)
+
+
 def test_a_short_row_writes_on_beside_one_at_the_end_of_the_context(make_model, everywhere):
     """Its steps take places of their own, behind the longest prompt."""
     model = make_model(backend="reference", max_position_embeddings=PROMPT + 1)
@@ -141,8 +182,8 @@ def test_a_short_row_writes_on_beside_one_at_the_end_of_the_context(make_model, 
     assert [len(row) for row in out.completions] == [1, 6] and len(everywhere) == 5
 
 
-def test_an_edit_that_needs_python_takes_the_ordinary_way(model, everywhere, monkeypatch):
-    edits = [ablate("z", layers=1, heads=0)]
+def test_an_edit_that_asks_the_device_takes_the_ordinary_way(model, everywhere, monkeypatch):
+    edits = [scale("pattern", 0.5, layers=1, heads=0)]
     found = model.generate(draw(1, PROMPT), max_new_tokens=9, edits=edits, stop_at_eos=False)
     assert not everywhere
     monkeypatch.undo()
@@ -161,18 +202,15 @@ def test_who_looks_is_shown_every_step(model, everywhere):
     assert seen.count("block") == 3 and not everywhere
 
 
-def test_programs_of_one_form_are_copied_to_where_a_graph_reads_them(model, ragged):
+def test_edits_of_one_form_are_copied_to_where_a_graph_reads_them(model, ragged):
     tokens, mask, more, on = ragged
     fixed = Decoder(model, prefilled(model, tokens, mask), room=PROMPT + 24)
 
-    def programs(*edits):
+    def step(*edits):
         with model.edited(*edits):
-            positions = fixed.cache.positions(on[:, :1])
-            return decoder.edit_scope.begin(model, more[:, :1], positions, fixed.cache, None)
+            fixed.step(more[:, :1], on[:, :1])
+        return fixed.edits.held.routes[0].table
 
-    fixed.step(more[:, :1], on[:, :1], programs(ban(1)))
-    held = fixed.programs[0].table
-    fixed.step(more[:, :1], on[:, :1], programs(ban(3)))
-    assert fixed.programs[0].table is held and held[0].nonzero().tolist() == [[3]]
-    fixed.step(more[:, :1], on[:, :1], programs(ban(3), ban(4)))
-    assert fixed.programs[0].table is not held
+    held = step(ban(1))
+    assert step(ban(3)) is held and held[0].nonzero().tolist() == [[3]]
+    assert step(ban(3), ban(4)) is not held

@@ -213,10 +213,11 @@ def test_a_step_has_the_bits_of_the_whole_and_never_waits(model, tokens, clean):
     decoder = Decoder(model, cache, room=7)
     for i in range(4, 7):
         decoder.cache.make_room(1)
-        decoder.tokens.copy_(tokens[:, i : i + 1])
+        step, on = tokens[:, i : i + 1], torch.ones(2, 1, dtype=torch.bool)
+        decoder.given = torch.stack([step[:, 0], on[:, 0].long()])
         with NoWaiting(), torch.no_grad():
             decoder._run()
-        decoder.cache.advance(decoder.mask, decoder.tokens, counted=True)
+        decoder.cache.advance(on, step, counted=True)
         assert torch.equal(decoder.logits, clean[:, i])
 
 

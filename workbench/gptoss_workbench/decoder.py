@@ -2,11 +2,11 @@
 
 At batch 1 a token of the 20b is 600 kernels and a millisecond of memory traffic; started one by one
 from Python they take several. Captured once, they are started together. A graph cannot call
-Python, so a model somebody observes is decoded without one; routing edits are tensors that the
-captured kernels read, and stay.
+Python, so a model that a function of somebody's observes is decoded without one. Edits are tensors
+that the captured kernels read, and stay, but for those that `StepEdits.wait`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,15 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gptoss_hooks.edits.routing import RoutingEdit
+from gptoss_hooks.edits.aligned import Run
 from gptoss_hooks.points import HookPoint
 from gptoss_kernels import rope
-from gptoss_kernels.route_edited import RouteProgram
-from gptoss_workbench import edit_scope
+from gptoss_workbench.cuda_graph import capture
 from gptoss_workbench.fixed_cache import FixedCache
 from gptoss_workbench.kv_cache import PAD, KVCache
-
-Programs = Sequence[RouteProgram | None]
+from gptoss_workbench.step_edits import StepEdits
 
 
 def worthwhile(model: Any) -> bool:
@@ -53,109 +51,67 @@ class Decoder:
         self.model, self.modules = model, list(model.modules())
         self.cache = FixedCache(cache, model.config, room=room)
         assert self.cache.lengths is not None
-        rows, device = len(self.cache.lengths), self.cache.lengths.device
-        self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self.mask = torch.ones(rows, 1, dtype=torch.bool, device=device)
-        self.programs: Programs = ()
+        self.device = self.cache.lengths.device
+        self.edits = StepEdits(model, self.device)
+        self.given = torch.empty(0, dtype=torch.long, device=self.device)
+        """[2 + edit, batch]: the tokens, which rows go on, where each edit acts"""
         self.logits = torch.empty(0)
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.again: Callable[[], None] | None = None
+        """does what was captured once more"""
 
     def next_logits(
         self, tokens: Int[Tensor, "batch 1"], mask: Bool[Tensor, "batch 1"]
     ) -> Float[Tensor, "batch vocab"]:
-        """`step` under the model's active edits; where Python is to be called, an ordinary pass."""
-        model, cache = self.model, self.cache
-        as_data = all(isinstance(edit, RoutingEdit) for edit in model.active_edits)
-        if not as_data or watched(self.modules):
-            options = {"past_key_values": cache, "logits_to_keep": 1}
-            return model(tokens, attention_mask=mask, **options)[:, -1]
-        with ExitStack() as leaving:
-            positions = cache.positions(mask)
-            programs = edit_scope.begin(model, tokens, positions, cache, leaving)
-            return self.step(tokens, mask, programs)
+        """`step`, or where it cannot be captured an ordinary pass, with the same bits."""
+        self._hold()
+        if self.edits.wait or watched(self.modules):
+            options = {"past_key_values": self.cache, "logits_to_keep": 1}
+            return self.model(tokens, attention_mask=mask, **options)[:, -1]
+        return self.step(tokens, mask)
 
     @torch.no_grad()
     def step(
-        self,
-        tokens: Int[Tensor, "batch 1"],
-        mask: Bool[Tensor, "batch 1"],
-        programs: Programs = (),
+        self, tokens: Int[Tensor, "batch 1"], mask: Bool[Tensor, "batch 1"]
     ) -> Float[Tensor, "batch vocab"]:
-        """Logits after one more token a row; a row whose mask is False stands still.
+        """Logits after one more token a row, under the model's edits; a row whose mask is False
+        stands still.
 
         The result is overwritten by the next step.
         """
-        self.cache.make_room(1)
-        self.tokens.copy_(tokens)
-        self.mask.copy_(mask)
-        if not self._hold(programs):
-            self.graph = None
-        if self.tokens.device.type == "cuda":
-            with torch.cuda.device(self.tokens.device):
-                self._replay()
+        self._hold()
+        tokens, mask, cache = tokens.cpu(), mask.cpu(), self.cache
+        cache.make_room(1)
+        masks = self.edits.masks(tokens, cache.known_positions(mask), cache)
+        given = torch.stack([each[:, 0].long() for each in (tokens, mask, *masks)])
+        if given.shape != self.given.shape:
+            self.given, self.again = given.to(self.device, copy=True), None
         else:
-            self._run()
-        self.cache.advance(mask, tokens, counted=True)
+            self.given.copy_(given)
+        if self.again is None:
+            assert cache.lengths is not None
+            counters = [cache.lengths, *(place.next for place in cache.places.values())]
+            self.again = capture(self._run, counters)
+        self.again()
+        cache.advance(mask, tokens, counted=True)
         return self.logits
+
+    def _hold(self) -> None:
+        if not self.edits.hold(self.model.active_edits):
+            self.again = None
 
     def _run(self) -> None:
         """The work of one step: reads and writes the tensors of this object, nothing else."""
-        model, cache = self.model, self.cache
+        model, cache, tokens = self.model, self.cache, self.given[0][:, None]
+        on, *masks = self.given[1:, :, None].bool()
         assert cache.lengths is not None
-        positions = torch.where(self.mask, cache.lengths[:, None], PAD)
-        turn = rope.tables(positions, model.frequencies)
-        x = model.embed(self.tokens)
-        for layer, block in enumerate(model.blocks):
-            program = self.programs[layer] if self.programs else None
-            x = block(x, turn, positions, cache, program)
-        self.logits = model.unembed(model.ln_final(x))[:, -1]
-        cache.count(self.mask)
-
-    def _replay(self) -> None:
-        if self.graph is None:
-            self.graph = self._captured()
-        self.graph.replay()
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        """Run once, so that kernels are compiled and loaded; then record, which runs nothing."""
-        assert self.cache.lengths is not None
-        counters = [self.cache.lengths, *(place.next for place in self.cache.places.values())]
-        before = [counter.clone() for counter in counters]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            self._run()
-        for counter, value in zip(counters, before, strict=True):
-            counter.copy_(value)
-        return graph
-
-    def _hold(self, programs: Programs) -> bool:
-        """Copy programs to where a captured step reads them; False where their form is new."""
-        old = [each for program in self.programs for each in program or ()]
-        new = [each for program in programs for each in program or ()]
-        if _form(self.programs) != _form(programs):
-            self.programs = tuple(
-                None if program is None else RouteProgram(*map(_own, program))
-                for program in programs
-            )
-            return False
-        for held, given in zip(old, new, strict=True):
-            if isinstance(held, Tensor) and isinstance(given, Tensor):
-                held.copy_(given)
-        return True
-
-
-def _own(part: Any) -> Any:
-    return part.clone() if isinstance(part, Tensor) else part
-
-
-def _form(programs: Programs) -> list:
-    """What a captured step takes for granted: which layers, how many steps, which width."""
-    return [
-        program and [part.shape if isinstance(part, Tensor) else part for part in program]
-        for program in programs
-    ]
+        positions = torch.where(on, cache.lengths[:, None], PAD)
+        with ExitStack() as leaving:
+            run = Run(positions, tokens, True, masks, checked=True)
+            programs = self.edits.begin(run, leaving)
+            turn = rope.tables(positions, model.frequencies)
+            x = model.hook_embed(model.embed(tokens))
+            for layer, block in enumerate(model.blocks):
+                program = programs[layer] if programs else None
+                x = block(x, turn, positions, cache, program)
+            self.logits = model.unembed(model.ln_final(x))[:, -1]
+        cache.count(on)

@@ -7,7 +7,7 @@ window moves to the front, between two steps.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gptoss_workbench.config import Config
@@ -78,6 +78,8 @@ class FixedCache(KVCache):
         super().__init__(config)
         assert cache.lengths is not None
         self.lengths, self.seen, self.history = cache.lengths.clone(), cache.seen, cache.history
+        self.known = self.lengths.cpu().clone()
+        """`lengths` on the CPU, so that a step need not ask the device"""
         self._voices, self._heard = cache._voices, cache._heard
         windows = [layer.window for layer in cache.layers]
         self.window = next((window for window in windows if window is not None), None)
@@ -98,6 +100,10 @@ class FixedCache(KVCache):
         """Positions of a new chunk's real tokens (padding: -1); makes room for the chunk."""
         self.make_room(mask.shape[1])
         return super().positions(mask)
+
+    def known_positions(self, mask: Bool[Tensor, "batch 1"]) -> Int[Tensor, "batch 1"]:
+        """Positions of the next token of each row (padding: -1); all on the CPU."""
+        return torch.where(mask, self.known[:, None], PAD)
 
     def make_room(self, tokens: int) -> None:
         """Before a step: let sliding layers forget what no window reaches; raises when full."""
@@ -127,6 +133,7 @@ class FixedCache(KVCache):
         """Count a chunk as seen; `counted` where the device has done its part in a graph."""
         self.seen += mask.shape[1]
         self.history.append((tokens, mask))
+        self.known += mask.sum(1).cpu()
         for place in self.places.values():
             place.used += mask.shape[1]
         if not counted:

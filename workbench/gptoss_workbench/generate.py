@@ -215,7 +215,7 @@ class GenerateMixin(TextMixin, HookedRoot):
         """Draw tokens step by step into `out`; yields (row, token) of rows still running."""
         if chunk < 1:
             raise ValueError(f"generate: chunk must be >= 1; got {chunk}")
-        tokens, mask = (each.to(self.cfg.device) for each in pad(out.prompts, self.pad_id, "left"))
+        tokens, mask = pad(out.prompts, self.pad_id, "left")
         out.stopped = [self._why(end, []) for end in ends]
         draw = Draw(sampling, out.seed, len(out.prompts))
         room = tokens.shape[1] + max(min(end.max_new_tokens, end.room) for end in ends)
@@ -232,7 +232,7 @@ class GenerateMixin(TextMixin, HookedRoot):
             yield [(row, chosen[row]) for row in running]
             was_on = torch.zeros_like(mask[:, :1])
             was_on[running] = True
-            step = torch.tensor(chosen, device=tokens.device)[:, None]
+            step = torch.tensor(chosen)[:, None]
             tokens = step if use_cache else torch.cat([tokens, step], 1)
             mask = was_on if use_cache else torch.cat([mask, was_on], 1)
 

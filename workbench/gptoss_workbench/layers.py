@@ -274,18 +274,25 @@ class ExpertLayer(nn.Module):
         return self.ops.moe(x, indices, weights, self.experts, limit=self.limit, tap=tap)
 
     def _edited(self, logits: Tensor, program: RouteProgram) -> tuple[Tensor, Tensor]:
-        """Choose and weigh under a program; hook functions act after its steps."""
-        first, second, third = looks(
-            self.hook_router_logits, self.hook_expert_indices, self.hook_expert_weights
-        )
-        tap = RouteTap(first, self._reselect if second else None, third)
-        return self.ops.route_edited(logits, self.k, program, tap=tap)
+        """Choose and weigh under a program; hook functions act after its steps.
+
+        Who only reads the choice is shown it afterwards, so that it may be made in one kernel.
+        """
+        first, second = looks(self.hook_router_logits, self.hook_expert_indices)
+        inside = second is not None and second.edited_or_differentiated
+        tap = RouteTap(first, self._reselect if inside else None)
+        indices, weights = self.ops.route_edited(logits, self.k, program, tap=tap)
+        indices = indices if inside else self._reselect(indices)
+        return indices, self.hook_expert_weights(weights)
 
     def _reselect(self, chosen: Int[Tensor, "batch pos k"]) -> Int[Tensor, "batch pos k"]:
-        if not self.hook_expert_indices.observed:
+        point = self.hook_expert_indices
+        if not point.observed:
             return chosen
+        if not point.edited_or_differentiated:
+            return point(chosen)
         watched = Watched(chosen)
-        indices = self.hook_expert_indices(chosen)
+        indices = point(chosen)
         if watched.changed(indices):
             self._check(indices)
         return indices

@@ -37,10 +37,14 @@ class Draw:
         self.generators = [_generator(seed or 0, row) for row in range(rows)]
 
     def __call__(self, logits: Tensor, written: list[list[int]]) -> list[int]:
+        """One token a row; greedily chosen ones are all that leaves the device."""
+        greedy = not self.sampling.do_sample or self.sampling.temperature == 0
+        if greedy and not self.sampling.freq_penalty:
+            return logits.argmax(-1).tolist()
         logits = logits.float().cpu()
         if self.sampling.freq_penalty:
             logits = logits - self.sampling.freq_penalty * _counts(written, logits.shape[-1])
-        if not self.sampling.do_sample or self.sampling.temperature == 0:
+        if greedy:
             return logits.argmax(-1).tolist()
         chances = _limited(logits / self.sampling.temperature, self.sampling).softmax(-1)
         pairs = zip(chances, self.generators, strict=True)
