@@ -53,7 +53,7 @@ def _in_parts(
     x: Tensor, weight: Tensor, k: int, targets: Tensor | None, final: Tensor | None
 ) -> Lens:
     """So many rows and layers at a time as tiles and memory hold."""
-    sizes = tile(kind("lens", x, weight), x.shape[0] * x.shape[1])
+    sizes = tile(kind("lens", x, weight), x.shape[0] * x.shape[1], x.device)
     height = max(1, len(x) if final is None else sizes.rows - 1)
     step = max(1, COLUMNS // max(1, min(len(x), height)))
     down = []
@@ -121,7 +121,8 @@ def _of_columns(found: Tensor, layers: int, rows: int, group: int) -> Tensor:
 
 def _start(kernel, grid: tuple, sizes: Tile, x: Tensor, weight: Tensor, *args, **meta) -> None:
     launch(kernel, grid, x, weight, *args, TERMS=len(x), EVEN=weight.shape[1] % sizes.inner == 0,
-           BM=sizes.rows, BN=sizes.cols, BK=sizes.inner, **options(sizes), **meta)  # fmt: skip
+           BM=sizes.rows, BN=sizes.cols, BK=sizes.inner, **options(sizes, x.device),
+           **meta)  # fmt: skip
 
 
 def _largest(x: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor]:

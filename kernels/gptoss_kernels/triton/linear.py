@@ -73,7 +73,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) 
     outer, inner = weight.shape
     y = x.new_empty((*x.shape[:-1], outer), dtype=dtype)
     rows = x.shape[:-1].numel()
-    sizes = tile(kind("linear", x, weight), rows)
+    sizes = tile(kind("linear", x, weight), rows, x.device)
     count, length = pieces(outer, inner, sizes.inner)
     tiles = triton.cdiv(rows, sizes.rows) * triton.cdiv(outer, sizes.cols)
     x = terms(x)
@@ -113,13 +113,13 @@ def _start(
     launch(linear_kernel, grid, x, weight, bias, y, x.shape[1], outer, inner, length,
            *weight.stride(), APART=len(grid) == 2, ONE=length >= inner, TERMS=len(x),
            EVEN=inner % sizes.inner == 0, ALONG=weight.stride(1) == 1, BM=sizes.rows,
-           BN=sizes.cols, BK=sizes.inner, **options(sizes))  # fmt: skip
+           BN=sizes.cols, BK=sizes.inner, **options(sizes, x.device))  # fmt: skip
 
 
-def options(sizes: Tile) -> dict[str, int]:
+def options(sizes: Tile, device: torch.device) -> dict[str, int]:
     """How a tile is compiled; on AMD the matrix instruction must not follow the number of rows."""
     found = {"num_warps": sizes.warps, "num_stages": sizes.stages}
-    return found | {"matrix_instr_nonkdim": 16} if architecture() == "gfx942" else found
+    return found | {"matrix_instr_nonkdim": 16} if architecture(device) == "gfx942" else found
 
 
 def pieces(outer: int, inner: int, block: int) -> tuple[int, int]:

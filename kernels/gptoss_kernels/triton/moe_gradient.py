@@ -148,13 +148,13 @@ def _rows(grad: Tensor, call: Call, per: int, codes: Tensor, scales: Tensor) -> 
     count, groups, outer = scales.shape
     inner = call.experts.d_ff if codes is call.experts.down_codes else call.experts.d_model
     slots = call.indices.numel()
-    sizes = tile("moe_gradient", triton.cdiv(slots, count))
+    sizes = tile("moe_gradient", triton.cdiv(slots, count), grad.device)
     plan = call.plan
     if sizes.rows != call.sizes.rows:
         plan = plan_rows(call.indices, count, sizes.rows)
     split = terms(grad)
     rows = grad.new_empty((*call.indices.shape, inner), dtype=torch.float32)
-    given = constants(call, split) | options(sizes) | {"ROWS": sizes.rows}
+    given = constants(call, split) | options(sizes, grad.device) | {"ROWS": sizes.rows}
     del given["COLS"]
     launch(
         rows_gradient_kernel, (plan.tiles * groups,), split, plane(split), codes, scales,

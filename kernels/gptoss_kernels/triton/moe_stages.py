@@ -52,7 +52,7 @@ def prepare(
     """Sort the slots; every kernel of a call uses the same tiles."""
     count = len(experts.down_bias)
     name = "moe" if x.dtype == torch.bfloat16 else "moe_float32"
-    sizes = tile(name, triton.cdiv(indices.numel(), count))
+    sizes = tile(name, triton.cdiv(indices.numel(), count), x.device)
     indices = indices.contiguous()
     gain, row, table = edits.neuron_gain, edits.post_row, edits.post_table
     edits = ExpertEdits(
@@ -69,13 +69,13 @@ def constants(call: Call, split: Tensor) -> dict:
     """How weights are decoded, in tiles of which size."""
     form, small = call.experts.form, call.experts.small
     return {
-        "METHOD": method(form, architecture()),
+        "METHOD": method(form, architecture(split.device)),
         "SMALL": small,
         "TERMS": len(split),
         "MOST": FEW,
         "ROWS": call.sizes.rows,
         "COLS": call.sizes.cols,
-    } | options(call.sizes)
+    } | options(call.sizes, split.device)
 
 
 def plane(split: Tensor) -> int:

@@ -63,8 +63,8 @@ class PackedExperts(NamedTuple):
 
 
 def pack_for_triton(experts: Experts, *, form: str | None = None) -> PackedExperts:
-    """Order experts for the current device's kernels; done once, when a model is loaded."""
-    form = form or own_form()
+    """Order experts for the kernels of their device; done once, when a model is loaded."""
+    form = form or own_form(experts.gate_up_blocks.device)
     if form not in FORMS:
         raise ValueError(f"pack_for_triton: form is one of {', '.join(FORMS)}; got {form!r}")
     highest = max(int(each.max()) for each in (experts.gate_up_scales, experts.down_scales))
@@ -76,9 +76,9 @@ def pack_for_triton(experts: Experts, *, form: str | None = None) -> PackedExper
     return PackedExperts(*gate_up, biases[0], *down, biases[1], form, highest <= 128)
 
 
-def own_form() -> str:
-    """The form that the current device decodes fastest."""
-    return "bits" if architecture() in ("sm_80", "sm_90", "interpreter") else "nibbles"
+def own_form(device: torch.device | None = None) -> str:
+    """The form that a device, or the current one, decodes fastest."""
+    return "bits" if architecture(device) in ("sm_80", "sm_90", "interpreter") else "nibbles"
 
 
 def _order(blocks: Tensor, scales: Tensor, form: str, by_turns: bool) -> tuple[Tensor, Tensor]:

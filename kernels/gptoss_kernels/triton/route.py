@@ -58,7 +58,7 @@ def router(
     check("router", x=x, weight=weight, bias=bias)
     if x.shape[-1] != inner:
         raise ValueError(f"router: x ends in {x.shape[-1]} but the weight maps {inner} inputs")
-    sizes = tile(kind("linear", x, weight), 1)
+    sizes = tile(kind("linear", x, weight), 1, x.device)
     logits = x.new_empty((*x.shape[:-1], experts))
     _check(logits, k)
     if experts > sizes.cols:
@@ -70,7 +70,7 @@ def router(
            bias.contiguous(), logits, indices, weights, rows, experts, inner,
            pieces(experts, inner, sizes.inner)[1], k, TERMS=len(split),
            EVEN=inner % sizes.inner == 0, BM=sizes.rows, BN=sizes.cols, BK=sizes.inner,
-           **options(sizes))  # fmt: skip
+           **options(sizes, x.device))  # fmt: skip
     return logits, Route(indices, weights)
 
 

@@ -61,7 +61,7 @@ def encode_above(
     check("encode_above", x=x, weight=weight, bias=bias)
     limit = torch.as_tensor(threshold, device=x.device).float().clamp_min(0)
     limit = limit.expand(len(weight)).contiguous()
-    stretches = triton.cdiv(len(weight), TILES * tile("sae", len(x)).cols)
+    stretches = triton.cdiv(len(weight), TILES * tile("sae", len(x), x.device).cols)
     counts = torch.empty(stretches, len(x), dtype=torch.int32, device=x.device)
     read = x.detach()
     _encode(kernels.above_kernel, read, weight, bias, (limit, counts, None, None), (0,))
@@ -111,7 +111,7 @@ def decoder_gradient(
 
 def _largest(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of what each stretch kept; their integers hold value and latent."""
-    stretches = triton.cdiv(len(weight), TILES * tile("sae", len(x)).cols)
+    stretches = triton.cdiv(len(weight), TILES * tile("sae", len(x), x.device).cols)
     keys = torch.empty(len(x), stretches * k, dtype=torch.int64, device=x.device)
     _encode(kernels.topk_kernel, x, weight, bias, (keys,), (k,), KEPT=triton.next_power_of_2(k))
     best = keys.topk(k).values
@@ -122,7 +122,7 @@ def _largest(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Te
 
 
 def _encode(kernel, x: Tensor, weight: Tensor, bias: Tensor | None, tensors, sizes, **meta) -> None:
-    chosen, split = tile(kind("sae", x, weight), len(x)), terms(x)
+    chosen, split = tile(kind("sae", x, weight), len(x), x.device), terms(x)
     if meta.get("KEPT", 1) > 64:  # what is kept takes as many registers as 64 do
         chosen = chosen._replace(rows=16)
     stretch = TILES * chosen.cols
@@ -131,7 +131,7 @@ def _encode(kernel, x: Tensor, weight: Tensor, bias: Tensor | None, tensors, siz
     launch(kernel, grid, split, weight.contiguous(), None if bias is None else bias.contiguous(),
            *tensors, len(x), len(weight), inner, *sizes, stretch, TERMS=len(split),
            EVEN=inner % chosen.inner == 0, BM=chosen.rows, BN=chosen.cols, BK=chosen.inner,
-           **options(chosen), **meta)  # fmt: skip
+           **options(chosen, x.device), **meta)  # fmt: skip
 
 
 class _Values(torch.autograd.Function):

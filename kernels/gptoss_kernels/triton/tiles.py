@@ -10,6 +10,7 @@ row's bits do not depend on its company; only `rows`, `warps` and `stages` follo
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +25,8 @@ from gptoss_kernels.triton.launch import interpreting
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 """What the table has columns for."""
+AMD = ("gfx942", "gfx950")
+"""AMD's for which the column of gfx942 was compiled."""
 
 
 class Tile(NamedTuple):
@@ -39,26 +42,63 @@ class Tile(NamedTuple):
     stages: int = 2
 
 
-def tile(kernel: str, rows: int) -> Tile:
-    """The tile of `kernel` for a call with so many rows, on the current device."""
-    return choose(kernel, rows, architecture())
+def tile(kernel: str, rows: int, device: torch.device | None = None) -> Tile:
+    """The tile of `kernel` for a call with so many rows, on `device` or on the current one."""
+    return choose(kernel, rows, column(kernel, device))
 
 
 @cache
-def choose(kernel: str, rows: int, arch: str) -> Tile:
+def choose(kernel: str, rows: int, column: str) -> Tile:
     """The first entry whose bucket holds `rows`; the last one holds any number."""
-    for most, *sizes in entries(kernel, arch):
+    for most, *sizes in entries(kernel, column):
         if most is None or rows <= most:
             return Tile(*sizes)
-    raise AssertionError(f"tiles.json: {kernel} on {arch} has no entry for {rows} rows")
+    raise AssertionError(f"tiles.json: {kernel} on {column} has no entry for {rows} rows")
 
 
-def architecture() -> str:
-    """The column of the table that fits the current device; "interpreter" on a CPU."""
+def column(kernel: str, device: torch.device | None = None) -> str:
+    """The user's own table of a device, if it has this kernel; else that of its architecture."""
+    if not interpreting() and _own():
+        name = device_name(device)
+        if name in _table()[kernel]:
+            return name
+    return architecture(device)
+
+
+def architecture(device: torch.device | None = None) -> str:
+    """The column of the table that fits a device, or the current one; "interpreter" on a CPU.
+
+    Raises ValueError for a GPU older than compute capability 8.0; warns of one for which nothing
+    was ever compiled.
+    """
     if interpreting():
         return "interpreter"
-    target: Any = triton.runtime.driver.active.get_current_target()
+    if device is None or device.type != "cuda":
+        return _nearest(triton.runtime.driver.active.get_current_target())
+    return _of_gpu(_number(device))
+
+
+def _number(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+@cache
+def _of_gpu(number: int) -> str:
+    with torch.cuda.device(number):
+        return _nearest(triton.runtime.driver.active.get_current_target())
+
+
+@cache
+def _nearest(target: Any) -> str:
+    """Columns are for the first device of a generation; the compile gate tries others on them."""
     if target.backend != "cuda":
+        if target.arch not in AMD:
+            warnings.warn(
+                f"Triton kernels were compiled for {', '.join(AMD)}; this GPU is {target.arch} and "
+                "takes the tiles of gfx942, which may not fit or be slow",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return "gfx942"
     known = [int(name[3:]) for name in ARCHITECTURES if name.startswith("sm_")]
     below = [arch for arch in known if arch <= int(target.arch)]
@@ -67,9 +107,18 @@ def architecture() -> str:
     return f"sm_{max(below)}"
 
 
-def device_name() -> str:
-    """What the current device is called in a user's tables."""
-    return "interpreter" if interpreting() else torch.cuda.get_device_name()
+def device_name(device: torch.device | None = None) -> str:
+    """What a device, or the current one, is called in a user's tables."""
+    if interpreting():
+        return "interpreter"
+    if device is None or device.type != "cuda":
+        return _name(torch.cuda.current_device())
+    return _name(_number(device))
+
+
+@cache
+def _name(number: int) -> str:
+    return torch.cuda.get_device_name(number)
 
 
 def own_file() -> Path:
@@ -77,9 +126,9 @@ def own_file() -> Path:
     return Path(os.environ.get("GPTOSS_TILES") or Path.home() / ".cache" / "gptoss" / "tiles.json")
 
 
-def entries(kernel: str, arch: str) -> list[list]:
+def entries(kernel: str, column: str) -> list[list]:
     """[[most rows or null, rows, cols, inner, warps, stages], ...] of a kernel."""
-    return _table()[kernel][arch]
+    return _table()[kernel][column]
 
 
 def digest() -> str:
@@ -89,27 +138,34 @@ def digest() -> str:
 
 
 @contextmanager
-def trying(kernel: str, arch: str, table: list[list]) -> Iterator[None]:
+def trying(kernel: str, column: str, table: list[list]) -> Iterator[None]:
     """Other entries for one kernel while the block runs."""
-    own, before = _table()[kernel], entries(kernel, arch)
+    own, before = _table()[kernel], entries(kernel, column)
     try:
-        own[arch] = table
+        own[column] = table
         choose.cache_clear()
         yield
     finally:
-        own[arch] = before
+        own[column] = before
         choose.cache_clear()
 
 
 @cache
 def _table() -> dict[str, dict[str, list]]:
-    """kernel -> architecture -> entries; a user's own for this device come before the others."""
+    """kernel -> architecture, or device with tables of its own -> entries."""
     found = {}
     for path in sorted(files("gptoss_kernels.triton").joinpath("tiles").iterdir(), key=str):
         found |= json.loads(path.read_text())
-    if own_file().exists() and not interpreting():
-        own = json.loads(own_file().read_text()).get(device_name(), {})
-        for kernel, table in own.items():
+    for name, tables in _own().items():
+        for kernel, table in tables.items():
             if kernel in found:
-                found[kernel][architecture()] = table
+                found[kernel][name] = table
     return found
+
+
+@cache
+def _own() -> dict[str, dict[str, list]]:
+    """device -> kernel -> entries, as `gptoss tune` kept them."""
+    if interpreting() or not own_file().exists():
+        return {}
+    return json.loads(own_file().read_text())

@@ -57,20 +57,20 @@ class Choice(NamedTuple):
 def tune(shapes: Shapes, device: torch.device, clock: Clock | None = None) -> Iterator[Choice]:
     """Go through all kernels, yielding what was chosen; `save` keeps it."""
     clock = clock or _milliseconds
-    arch = tiles.architecture()
     for name, call in jobs(shapes, device):
         for kernel, rows in asked(call).items():
-            yield _best(kernel, rows, arch, name, call, clock)
+            yield _best(kernel, rows, tiles.column(kernel, device), name, call, clock)
 
 
 def save(choices: list[Choice]) -> None:
     """Write the user's table of this device, whole or not at all."""
-    path, arch = tiles.own_file(), tiles.architecture()
+    path = tiles.own_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = json.loads(path.read_text()) if path.exists() else {}
     own: dict[str, list[list]] = {}
     for choice in choices:
-        table = own.setdefault(choice.kernel, [list(e) for e in tiles.entries(choice.kernel, arch)])
+        before = tiles.entries(choice.kernel, tiles.column(choice.kernel))
+        table = own.setdefault(choice.kernel, [list(entry) for entry in before])
         for entry in table:
             if Tile(*entry[1:]) == choice.before:
                 entry[1:] = choice.after
@@ -116,9 +116,9 @@ def asked(call: Callable[[], object]) -> dict[str, int]:
     found: dict[str, int] = {}
     plain = tiles.choose
 
-    def watch(kernel: str, rows: int, arch: str) -> Tile:
+    def watch(kernel: str, rows: int, column: str) -> Tile:
         found[kernel] = max(rows, found.get(kernel, 0))
-        return plain(kernel, rows, arch)
+        return plain(kernel, rows, column)
 
     watch.cache_clear = plain.cache_clear  # pyright: ignore[reportFunctionMemberAccess]
     tiles.choose = watch  # pyright: ignore[reportAttributeAccessIssue]
@@ -142,17 +142,17 @@ def neighbours(tile: Tile) -> list[Tile]:
 
 
 def _best(
-    kernel: str, rows: int, arch: str, job: str, call: Callable[[], Tensor], clock: Clock
+    kernel: str, rows: int, column: str, job: str, call: Callable[[], Tensor], clock: Clock
 ) -> Choice:
-    before = tiles.choose(kernel, rows, arch)
+    before = tiles.choose(kernel, rows, column)
     wanted, base = call().clone(), clock(call)
     best, least = before, base
     for candidate in neighbours(before):
         table = [
             [most, *(candidate if Tile(*sizes) == before else sizes)]
-            for most, *sizes in tiles.entries(kernel, arch)
+            for most, *sizes in tiles.entries(kernel, column)
         ]
-        with tiles.trying(kernel, arch, table):
+        with tiles.trying(kernel, column, table):
             time = _time(call, wanted, clock)
         if time is not None and time < GAIN * base and time < least:
             best, least = candidate, time

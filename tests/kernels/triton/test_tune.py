@@ -96,13 +96,20 @@ def test_a_users_table_comes_first_on_its_device(monkeypatch):
     plain = tiles.digest()
     tiles._table.cache_clear()
     tiles.choose.cache_clear()
+    _forget()
     monkeypatch.setattr(tiles, "interpreting", lambda: False)
-    monkeypatch.setattr(tiles, "device_name", lambda: "a GPU")
-    monkeypatch.setattr(tiles, "architecture", lambda: "sm_90")
+    monkeypatch.setattr(tiles, "device_name", lambda device=None: "a GPU" if device else "another")
+    monkeypatch.setattr(tiles, "architecture", lambda device=None: "sm_90")
     try:
-        assert tiles.choose("attend", 1, "sm_90") == Tile(16, 32, 64, 1, 1)
-        assert tiles.choose("attend", 1, "sm_80") != Tile(16, 32, 64, 1, 1)
+        gpu = torch.device("cuda", 1)
+        assert tiles.tile("attend", 1, gpu) == Tile(16, 32, 64, 1, 1)
+        assert tiles.tile("attend", 1) == tiles.choose("attend", 1, "sm_90") != Tile(16, 32, 64)
+        assert tiles.tile("linear", 1, gpu) == tiles.choose("linear", 1, "sm_90")
         assert tiles.digest() != plain
     finally:
-        tiles._table.cache_clear()
-        tiles.choose.cache_clear()
+        _forget()
+
+
+def _forget() -> None:
+    for known in (tiles._own, tiles._table, tiles.choose):
+        known.cache_clear()
