@@ -3,15 +3,19 @@
     python kernels/verify/triton/choose.py moe                     every target
     python kernels/verify/triton/choose.py moe sm_80 sm_120 --cols 64,128 --warps 4,8 --dry
 
-The cases that use a table of `gptoss_kernels/triton/tiles/<file>.json` say what is compiled. For
-each target every bucket of rows gets the tile with the largest share of the roofline among those
-that pass the gate; `cols` and `inner`, which fix the order of sums, are the same in all buckets.
-The interpreter's column and buckets without a case stay as they are.
+The cases that use a table of `gptoss_kernels/triton/tiles/<file>.json` say what is compiled. A
+tile stays unless another that passes the gate takes fewer clocks by more than `NEAR`, by the
+yardstick and in every case of its bucket. Sizes are tried that are given; without any, warps and
+stages, and where a tile reaches the roofline, nothing. `cols` and `inner`, which fix the order of
+sums, are the same in all buckets of rows. The interpreter's column and buckets without a case stay
+as they are. What was found, and by which command, goes to chosen.csv beside this file.
 """
 
 import argparse
+import csv
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
@@ -25,12 +29,16 @@ os.environ["TRITON_INTERPRET"] = "0"  # read when triton is first imported, next
 import devices
 import gate
 import offline
+import triton
 from case import Case, collect
 
 from gptoss_kernels.triton import tiles
 from gptoss_kernels.triton.tiles import Tile
 
 TABLES = Path(tiles.__file__).with_name("tiles")
+FOUND = Path(__file__).with_name("chosen.csv")
+NEAR = 0.02
+"""Gains and shares that differ by no more count as equal"""
 
 
 class Use(NamedTuple):
@@ -47,9 +55,42 @@ class Trial(NamedTuple):
 
     bucket: int
     tile: Tile
+    gain: float
+    """clocks of the table's tile over its own, smallest of the bucket's cases; 0: one fails"""
     share: float
-    """smallest over the bucket's cases; 0 where one does not pass"""
+    """of the roofline, smallest of the cases"""
     blocks: int
+
+
+class Bucket(NamedTuple):
+    """A bucket of a table's column, and the cases that ask for it."""
+
+    number: int
+    target: str
+    key: str
+    """kernel of the table"""
+    was: Tile
+    uses: tuple[Use, ...]
+
+
+class Found(NamedTuple):
+    """What a search said of one bucket."""
+
+    kernel: str
+    target: str
+    rows: str
+    """most rows of the bucket, or 'any'"""
+    tile: str
+    """that the table has since: rows, cols, inner, warps, stages"""
+    share: str
+    """of the roofline, smallest of the bucket's cases"""
+    before: str
+    """the tile it replaced; empty where it stayed"""
+    gain: str
+    """how many times fewer clocks than with that one"""
+    tried: int
+    command: str
+    triton: str
 
 
 def uses(case: Case, target: str) -> list[Use]:
@@ -57,12 +98,12 @@ def uses(case: Case, target: str) -> list[Use]:
     asked: dict[str, int] = {}
     plain = tiles.choose
 
-    def watch(kernel: str, rows: int, arch: str) -> Tile:
+    def watch(kernel: str, rows: int, column: str) -> Tile:
         asked[kernel] = max(rows, asked.get(kernel, 0))
-        return plain(kernel, rows, arch)
+        return plain(kernel, rows, column)
 
     with offline.idling(target):
-        tiles.choose = watch
+        tiles.choose = watch  # pyright: ignore[reportAttributeAccessIssue]
         try:
             case.call()
         finally:
@@ -86,14 +127,14 @@ def scaled(case: Case, was: Tile, now: Tile) -> Case:
     )
 
 
-def judged(task: tuple[str, str, str, Tile, Tile]) -> gate.Verdict:
-    """One case on one target with one tile in place of the table's."""
-    name, target, key, was, now = task
-    case = next(case for case in collect() if case.name == name).on(target)
+def judged(case: Case, bucket: Bucket, now: Tile) -> gate.Verdict:
+    """A case on the bucket's target with one tile in place of the table's."""
     plain = tiles.choose
-    tiles.choose = lambda kernel, rows, arch: now if kernel == key else plain(kernel, rows, arch)
+    tiles.choose = lambda key, rows, column: (  # pyright: ignore[reportAttributeAccessIssue]
+        now if key == bucket.key else plain(key, rows, column)
+    )
     try:
-        return gate.judge(scaled(case, was, now)._replace(arch={}), target)
+        return gate.judge(case, bucket.target)
     finally:
         tiles.choose = plain
 
@@ -103,63 +144,130 @@ def candidates(was: Tile, most: int | None, sizes: Mapping[str, Sequence[int]]) 
     limit = max(16, 1 << (most - 1).bit_length()) if most else 1 << 20
     default = {name: (getattr(was, name),) for name in Tile._fields} | {
         "warps": (2, 4, 8),
-        "stages": (2, 3, 4),
+        "stages": (1, 2, 3, 4),
     }
     choices = (sizes.get(name) or default[name] for name in Tile._fields)
-    return [tile for each in product(*choices) if (tile := Tile(*each)).rows <= limit]
+    tried = [tile for each in product(*choices) if (tile := Tile(*each)).rows <= limit]
+    return [was, *(tile for tile in tried if tile != was)]
 
 
-def best(trials: Iterable[Trial]) -> dict[int, Tile] | None:
-    """A tile for each bucket, all with one `cols` and `inner`: the largest product of shares.
+def best(trials: Iterable[Trial], own: Mapping[int, Tile]) -> dict[int, Tile] | None:
+    """A tile for each bucket, all with one `cols` and `inner`; None where nothing passes.
 
-    Shares within two hundredths count as equal: then more bytes on their way decide, as blocks ×
-    stages, then fewer warps.
+    `own` are the table's. Another replaces one only if it gains more than `NEAR`; of several such,
+    bytes on their way decide, as blocks × stages, then fewer warps.
     """
-    trials = [trial for trial in trials if trial.share > 0]
+    trials = [trial for trial in trials if trial.gain > 0]
     buckets = {trial.bucket for trial in trials}
     found: list[tuple[float, dict[int, Tile]]] = []
     for widths in sorted({(t.tile.cols, t.tile.inner) for t in trials}):
         mine = [t for t in trials if (t.tile.cols, t.tile.inner) == widths]
         if {t.bucket for t in mine} == buckets:
-            picks = {b: max((t for t in mine if t.bucket == b), key=_rank) for b in buckets}
-            shares = prod(t.share for t in picks.values())
-            found.append((shares, {b: t.tile for b, t in picks.items()}))
+            picks = {b: _pick([t for t in mine if t.bucket == b], own.get(b)) for b in buckets}
+            stays = all(own.get(b) == t.tile for b, t in picks.items())
+            worth = prod(t.gain for t in picks.values()) + (NEAR if stays else 0)
+            found.append((worth, {b: t.tile for b, t in picks.items()}))
     return max(found, key=lambda each: each[0])[1] if found else None
 
 
+def _pick(trials: Sequence[Trial], own: Tile | None) -> Trial:
+    top = max(trial.gain for trial in trials)
+    stays = next((t for t in trials if t.tile == own and t.gain + NEAR >= top), None)
+    near = [trial for trial in trials if trial.gain + NEAR >= top]
+    return stays or max(near, key=_rank)
+
+
 def _rank(trial: Trial) -> tuple:
-    return round(trial.share * 50), trial.blocks * trial.tile.stages, -trial.tile.warps
+    return trial.blocks * trial.tile.stages, -trial.tile.warps
+
+
+def clocks(case: Case, verdict: gate.Verdict, tile: Tile, rows: int) -> float:
+    """Of the tightest pipe, for `rows` rows and one output and input (one key of attention)."""
+    device = devices.TARGETS[verdict.target]
+    memory = case.nbytes / (device.bandwidth / device.units / device.clock)
+    turn = max(case.flop / device.mma, memory) / verdict.share
+    return turn * -(-rows // tile.rows) / (tile.cols * (1 if case.scores else tile.inner))
+
+
+def tried(task: tuple[Bucket, Tile, Mapping[str, float], float]) -> tuple[Trial, dict[str, float]]:
+    """One tile in every case, until one fails or gains no more than `floor`; clocks by case.
+
+    Gains are over the clocks of the table's tile that are given, if any.
+    """
+    bucket, now, known, floor = task
+    verdicts, found, gain = [], {}, 0.0
+    for use in bucket.uses:
+        case = next(case for case in collect() if case.name == use.case).on(bucket.target)
+        case = scaled(case, bucket.was, now)._replace(arch={})
+        verdict = judged(case, bucket, now)
+        if verdict.faults:
+            return Trial(bucket.number, now, 0, 0, 0), {}
+        verdicts.append(verdict)
+        found[use.case] = clocks(case, verdict, now, use.rows)
+        gain = min(known.get(name, mine) / mine for name, mine in found.items())
+        if gain <= floor:
+            return Trial(bucket.number, now, 0, 0, 0), {}
+    share, blocks = min(v.share for v in verdicts), min(v.blocks for v in verdicts)
+    return Trial(bucket.number, now, gain, share, blocks), found
 
 
 def chosen(
     key: str, target: str, asked: Sequence[Use], sizes: Mapping[str, Sequence[int]], pool
-) -> list[list]:
-    """The column of one kernel and target: the table's entries, with those of cases replaced."""
+) -> tuple[list[list], list[Found]]:
+    """The column of one kernel and target with what is better, and what was found."""
     column = [list(entry) for entry in tiles._table()[key][target]]
-    tasks = []
-    for bucket, (most, *was) in enumerate(column):
-        names = [use.case for use in asked if _bucket(column, use.rows) == bucket]
-        for now in candidates(Tile(*was), most, sizes) if names else ():
-            tasks += [(bucket, (name, target, key, Tile(*was), now)) for name in names]
-    verdicts = list(pool.map(judged, [task for _, task in tasks]))
-    grouped: dict[tuple[int, Tile], list[gate.Verdict]] = {}
-    for (bucket, task), verdict in zip(tasks, verdicts, strict=True):
-        grouped.setdefault((bucket, task[-1]), []).append(verdict)
-    trials = [
-        Trial(bucket, tile, 0 if any(v.faults for v in group) else min(v.share for v in group),
-              min(v.blocks for v in group))
-        for (bucket, tile), group in grouped.items()
-    ]  # fmt: skip
-    for trial in sorted(trials, key=_rank, reverse=True):
-        print(f"  {key}, {target}, {column[trial.bucket][0]} rows: {tuple(trial.tile)} "
-              f"{trial.share:.0%}, {trial.blocks} blocks")  # fmt: skip
-    for bucket, tile in (best(trials) or {}).items():
-        column[bucket] = [column[bucket][0], *tile]
-    return column
+    uses: dict[int, list[Use]] = {}
+    for use in asked:
+        uses.setdefault(_bucket(column, use.rows), []).append(use)
+    buckets = [Bucket(number, target, key, Tile(*column[number][1:]), tuple(uses[number]))
+               for number in sorted(uses)]  # fmt: skip
+    first = list(pool.map(tried, [(bucket, bucket.was, {}, 0.0) for bucket in buckets]))
+    wider = bool(sizes.get("cols") or sizes.get("inner"))
+    more = []
+    for bucket, (trial, known) in zip(buckets, first, strict=True):
+        if sizes or trial.share < 1 - NEAR:
+            others = candidates(bucket.was, column[bucket.number][0], sizes)[1:]
+            floor = 0.0 if wider or not known else 1 + NEAR
+            more += [(bucket, now, known, floor) for now in others]
+    trials = [trial for trial, _ in (*first, *pool.map(tried, more))]
+    own = {bucket.number: bucket.was for bucket in buckets}
+    picks = best(trials, own) or own
+    for number, tile in picks.items():
+        column[number][1:] = tile
+    return column, [_found(bucket, column[bucket.number], trials) for bucket in buckets]
+
+
+def _found(bucket: Bucket, entry: Sequence, trials: Iterable[Trial]) -> Found:
+    """What is written down of a bucket whose entry is now `entry`."""
+    mine = {trial.tile: trial for trial in trials if trial.bucket == bucket.number}
+    now = mine[Tile(*entry[1:])]
+    before = ("", "") if now.tile == bucket.was else (_text(bucket.was), f"{now.gain:.2f}")
+    return Found(bucket.key, bucket.target, str(entry[0] or "any"), _text(now.tile),
+                 f"{now.share:.2f}", *before, len(mine), "", triton.__version__)  # fmt: skip
+
+
+def _text(tile: Tile) -> str:
+    return " ".join(map(str, tile))
 
 
 def _bucket(column: Sequence[Sequence], rows: int) -> int:
     return next(i for i, (most, *_) in enumerate(column) if most is None or rows <= most)
+
+
+def kept() -> list[Found]:
+    """What the last search of each bucket found."""
+    with FOUND.open(newline="") as file:
+        rows = csv.DictReader(file)
+        return [Found(**row)._replace(tried=int(row["tried"])) for row in rows]
+
+
+def keep(news: Iterable[Found]) -> None:
+    """Put new findings in the place of old ones of the same bucket."""
+    rows = {each[:3]: each for each in (*(kept() if FOUND.exists() else ()), *news)}
+    with FOUND.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Found._fields)
+        writer.writerows(rows[place] for place in sorted(rows))
 
 
 def written(table: Mapping[str, Mapping[str, list]]) -> str:
@@ -172,25 +280,34 @@ def written(table: Mapping[str, Mapping[str, list]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", help="a table in gptoss_kernels/triton/tiles, e.g. moe")
     parser.add_argument("targets", nargs="*", default=list(devices.GATED))
     for name in Tile._fields:
         parser.add_argument(f"--{name}", type=lambda text: tuple(map(int, text.split(","))))
-    parser.add_argument("--dry", action="store_true", help="print the table, do not write it")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
     given = parser.parse_args()
     sizes = {name: getattr(given, name) for name in Tile._fields if getattr(given, name)}
     path = TABLES / f"{given.file}.json"
     table = json.loads(path.read_text())
-    asked = [use for case in collect() for use in uses(case, given.targets[0]) if use.key in table]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        for key, target in product(sorted({use.key for use in asked}), given.targets):
-            mine = [use for use in asked if use.key == key]
-            table[key][target] = chosen(key, target, mine, sizes, pool)
+    command = " ".join(["choose.py", *sys.argv[1:]])
+    news: list[Found] = []
+    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
+        for target in given.targets:
+            judged_by = [case for case in collect() if case.flop or case.nbytes]
+            asked = [use for case in judged_by for use in uses(case, target) if use.key in table]
+            for key in sorted({use.key for use in asked}):
+                mine = [use for use in asked if use.key == key]
+                table[key][target], found = chosen(key, target, mine, sizes, pool)
+                for each in found:
+                    print(*each, sep=", ", flush=True)
+                    news.append(each._replace(command=command))
     if given.dry:
         print(written(table))
     else:
         path.write_text(written(table))
+        keep(news)
 
 
 if __name__ == "__main__":
