@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gptoss_workbench as wb
 from gptoss_kernels import lens as kernel
@@ -137,3 +138,12 @@ def test_a_tuned_lens_reads_resid_post_only(tiny, tokens):
     lens = TunedLens([0, 1, 2], 64, n_layers=4)
     with pytest.raises(ValueError, match="reads resid_post only"):
         logit_lens(tiny, tokens, sites="resid_mid", lens=lens)
+
+
+def test_a_lens_on_the_cpu_reads_residuals_on_a_gpu():
+    """Fake tensors have devices that this machine has not, and refuse to mix them."""
+    with FakeTensorMode(), torch.no_grad():
+        lens, x = TunedLens([0, 2], 8, n_layers=4), torch.empty(3, 8, device="cuda")
+        assert lens(2, x).device == x.device and lens.weight.device.type == "cpu"
+        with pytest.raises(RuntimeError, match="same device"):
+            x @ lens.weight[1]

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gptoss_workbench.routing.router_space import control_energy, router_space, router_spectrum
+from gptoss_workbench.routing.router_space import (
+    RouterSpace,
+    control_energy,
+    router_space,
+    router_spectrum,
+)
 
 
 @pytest.fixture
@@ -107,3 +113,14 @@ def test_energy_of_random_vectors_is_chance(nano32):
     share = (space.control(x).square().sum(-1) / x.square().sum(-1)).mean()
     assert share == pytest.approx(16 / 128, abs=0.005)
     assert np.isclose(float(space.basis.square().sum()), 16, atol=1e-3)
+
+
+def test_a_space_on_a_gpu_splits_vectors_of_a_trace_on_the_cpu():
+    """Fake tensors have devices that this machine has not, and refuse to mix them."""
+    with FakeTensorMode():
+        space = RouterSpace(0, torch.empty(4, 8, device="cuda"), torch.empty(4, device="cuda"))
+        x = torch.empty(3, 8)
+        parts = space.control(x), space.content(x), space.randomised(x)
+        assert {part.device.type for part in parts} == {"cpu"}
+        with pytest.raises(RuntimeError, match="same device"):
+            x @ space.basis.mT

@@ -57,7 +57,7 @@ class TunedLens(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(layers), d_model))
 
     def forward(self, layer: int, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-        """Map a layer's residuals, in their dtype; the last layer's stay as they are."""
+        """Map a layer's residuals, in their dtype and where they are; the last layer's stay."""
         if layer == self.n_layers - 1:
             return x
         if layer not in self.layers:
@@ -66,8 +66,8 @@ class TunedLens(nn.Module):
                 "those, or train it for more"
             )
         at = self.layers.index(layer)
-        wide = x.float()
-        return (wide + wide @ self.weight[at].mT + self.bias[at]).to(x.dtype)
+        wide, weight, bias = x.float(), self.weight[at].to(x.device), self.bias[at].to(x.device)
+        return (wide + wide @ weight.mT + bias).to(x.dtype)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, whole or not at all."""

@@ -45,8 +45,9 @@ class RouterSpace:
         return len(self.singular)
 
     def control(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """The part of a vector that the router reads, float32."""
-        return (x.float() @ self.basis.mT) @ self.basis
+        """The part of a vector that the router reads, float32, where the vector is."""
+        basis = self.basis.to(x.device)
+        return (x.float() @ basis.mT) @ basis
 
     def content(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The part of a vector that the router cannot see, float32."""
