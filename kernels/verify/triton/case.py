@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from devices import FITTED
+
 DECODING = {"sm_80": 3.6, "sm_90": 4.6}
 """`most` for decoding MXFP4: beyond it the integer units are slower than the memory."""
 ATTENDING = {"sm_80": 2400, "sm_90": 2400}
@@ -37,7 +39,7 @@ class Case(NamedTuple):
 
     def on(self, target: str) -> "Case":
         """The case as it is for `target`."""
-        return self._replace(**self.arch.get(target, {}))
+        return self._replace(**self.arch.get(FITTED.get(target, target), {}))
 
 
 def collect() -> tuple[Case, ...]:

@@ -61,6 +61,8 @@ TARGETS = {
 }  # fmt: skip
 GATED = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 """Targets that the compile gate judges"""
+FITTED = {"sm_86": "sm_80", "sm_89": "sm_80"}
+"""Targets without tiles of their own, and whose they take: the kernels must compile and fit"""
 EMULATED = ("sm_80", "sm_86", "sm_89", "sm_120")
 """Targets whose PTX runs on the CPU"""
 

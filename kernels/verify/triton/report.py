@@ -43,6 +43,13 @@ Devices, by data sheet: {NAMES}.
 """
 COLUMNS = ("target", "warps", "registers", "stack", "spills", "shared KB", "matrix units", "loop",
            "per unit", "share", "tightest", "blocks/SM", "gate")  # fmt: skip
+FIT_HEAD = """## Devices that take another's tiles
+
+Every case above compiled for them: what the largest kernels need of what a block may have, and
+what does not pass. No case has a ceiling of instructions there.
+"""
+FIT_COLUMNS = ("target", "device", "tiles of", "cases", "shared KB", "registers", "stack", "spills",
+               "gate")  # fmt: skip
 HOOK_HEAD = """## What hooks cost
 
 Against the same kernel without the hook: instructions added to a turn of the main loop, in brackets
@@ -92,6 +99,20 @@ def _bars(name: str, target: str, judged: bool) -> str:
     return "above" if (name, target) in hooks_cost.ABOVE else "passes"
 
 
+def fit_rows(verdicts: Iterable[Verdict]) -> list[tuple]:
+    """The most that any case needs, a row for each target."""
+    verdicts = list(verdicts)
+    rows = []
+    for target, column in devices.FITTED.items():
+        mine, device = [v for v in verdicts if v.target == target], devices.TARGETS[target]
+        shared = f"{max(v.shared for v in mine) / 1024:.0f} of {device.shared_block // 1024}"
+        faults = "; ".join(f"{v.case}: {', '.join(v.faults)}" for v in mine if v.faults)
+        needs = ((v.registers, v.stack, v.spills) for v in mine)
+        most = (max(each) for each in zip(*needs, strict=True))
+        rows.append((target, device.name, column, len(mine), shared, *most, faults or "passes"))
+    return rows
+
+
 def hook_rows() -> list[tuple]:
     """What hooks cost, a row for each hook and target."""
     judged = {pair.name: pair.judged for pair in hooks_cost.HOOKED}
@@ -137,14 +158,16 @@ def _per(number: float | None, unit: str) -> str:
     return "" if number is None else f"{number:.{digits}f} {unit}"
 
 
-def text(verdicts: list[Verdict]) -> str:
-    """The whole report."""
+def text(verdicts: list[Verdict], fitted: list[Verdict]) -> str:
+    """The whole report: gated targets, and those that take another's tiles."""
     parts = [HEAD]
     for case in collect():
         found = [each for each in verdicts if each.case == case.name]
         unit = "w" if case.weights else "s"
         parts.append(f"## {case.name}\n\nMain loop of `{case.kernel}`.\n")
         parts.append(table(COLUMNS, (row(each, unit) for each in found)))
+    parts.append(FIT_HEAD)
+    parts.append(table(FIT_COLUMNS, fit_rows(fitted)))
     parts.append(HOOK_HEAD)
     parts.append(table(HOOK_COLUMNS, hook_rows()))
     others = kept()
@@ -156,14 +179,17 @@ def text(verdicts: list[Verdict]) -> str:
 
 
 def main() -> None:
-    verdicts = gate.run([case.name for case in collect()], devices.GATED)
-    written = text(verdicts)
+    names = [case.name for case in collect()]
+    verdicts = gate.run(names, devices.GATED)
+    fitted = gate.run(names, tuple(devices.FITTED))
+    written = text(verdicts, fitted)
     if "--check" in sys.argv:
         same = PLACE.exists() and PLACE.read_text() == written
         sys.exit(None if same else f"{PLACE.name} is not current: run {sys.argv[0]}")
     PLACE.write_text(written)
-    failed = [f"{each.case}, {each.target}" for each in verdicts if each.faults]
-    print(f"{PLACE.relative_to(gate.ROOT)}: {len(verdicts)} verdicts, {len(failed)} do not pass")
+    every = [*verdicts, *fitted]
+    failed = sum(bool(each.faults) for each in every)
+    print(f"{PLACE.relative_to(gate.ROOT)}: {len(every)} verdicts, {failed} do not pass")
 
 
 if __name__ == "__main__":
