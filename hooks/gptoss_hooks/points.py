@@ -46,6 +46,7 @@ class HookPoint(nn.Module):
         shared: bool = False,
         instead: str | None = None,
         on_request: bool = False,
+        takes: str = "",
     ):
         """Describe the tensor that will come by.
 
@@ -55,10 +56,12 @@ class HookPoint(nn.Module):
             shared: the tensor is also used elsewhere (residual stream), so editors get a copy.
             instead: the hook that can do what an edit here cannot; makes this point read-only.
             on_request: left out when a cache keeps "everything" (large, or derived).
+            takes: which edits the kernel before it reads as tensors (see `edits.fused`).
         """
         super().__init__()
         self.axes, self.dtype, self.shared = axes, dtype, shared
-        self.instead, self.on_request = instead, on_request
+        self.instead, self.on_request, self.takes = instead, on_request, takes
+        self.in_kernel: Callable[..., dict[str, Tensor]] | None = None
         self.name = ""
         self.ctx: dict = {}
         self._forward_functions: list[_Attached] = []

@@ -46,6 +46,10 @@ class Backend(NamedTuple):
     """what residuals say of the next token, logits never stored"""
     pack_experts: Callable = as_stored
     """`Experts` of a layer in the order that `moe` here reads, made once when a model is loaded"""
+    attention_edits: Callable | None = None
+    """makes what `attention` takes as `edits=`; None where it takes none"""
+    expert_edits: Callable | None = None
+    """makes what `moe` takes as `edits=`; None where it takes none"""
 
 
 REFERENCE = Backend(

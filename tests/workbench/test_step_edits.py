@@ -164,6 +164,7 @@ def varied(value):
         bias([0, 4], 3 * value, layers=1, tokens=slice(5, None)),
         scale("expert_gate", value, neurons=[3, 5]),
         ablate("embed", to=VECTOR * value, tokens=4),
+        ablate("pattern", layers=0, heads=2, tokens=4),
     ]
 
 
@@ -217,6 +218,8 @@ def test_an_edit_of_any_site_is_captured_or_says_that_it_waits(model, tokens, ca
     steps = [[scale(name, 0.9) for name in points if name not in waiting]]
     assert torch.equal(stepped(model, tokens, fixed, steps), plainly(model, tokens, steps))
     assert len(captured) == 1 and not fixed.edits.wait and len(steps[0]) > 40
+    fixed.edits.hold([ablate("pattern", heads=1)])
+    assert not fixed.edits.wait
     for name in waiting:
         fixed.edits.hold([scale(name, 0.9)])
         assert fixed.edits.wait

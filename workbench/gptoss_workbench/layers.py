@@ -1,6 +1,7 @@
 """The parts of a gpt-oss block, with every hook point visible in the line where it fires."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -103,8 +104,9 @@ class Attention(nn.Module):
         square = ("batch", "head", "query", "key")
         self.hook_attn_scores = HookPoint(*square, dtype=torch.float32)
         self.hook_sink = HookPoint(*square[:3], dtype=torch.float32, instead="attn.hook_pattern")
-        self.hook_pattern = HookPoint(*square, dtype=torch.float32)
-        self.hook_z = HookPoint("batch", "pos", "head", "d_head")
+        gain = "gain" if ops.attention_edits else ""
+        self.hook_pattern = HookPoint(*square, dtype=torch.float32, takes=gain)
+        self.hook_z = HookPoint("batch", "pos", "head", "d_head", takes=gain)
         self.o_proj = Projection(tensors, f"{name}.o_proj")
         self.hook_result = HookPoint(
             "batch", "pos", "head", "d_model", dtype=torch.float32, on_request=True
@@ -133,9 +135,18 @@ class Attention(nn.Module):
         if cache is not None:
             k, v, keys = cache.layers[self.layer].extend(k, v, positions)
         scores, sink, pattern = looks(self.hook_attn_scores, self.hook_sink, self.hook_pattern)
-        tap = AttentionTap(scores, pattern, sink)
-        z = self.ops.attention(q, k, v, self.sinks, positions, keys, window=self.window, tap=tap)
+        given = {"window": self.window, "tap": AttentionTap(scores, pattern, sink)}
+        if self.hook_z.in_kernel or self.hook_pattern.in_kernel:
+            given["edits"] = self._in_kernel()
+        z = self.ops.attention(q, k, v, self.sinks, positions, keys, **given)
         return self._merge(self.hook_z(z))
+
+    def _in_kernel(self) -> Any:
+        """Edits of z, and of patterns, that the kernel obeys."""
+        given = [p.in_kernel() for p in (self.hook_pattern, self.hook_z) if p.in_kernel]
+        first, *more = (each["gain"] for each in given)
+        assert self.ops.attention_edits is not None
+        return self.ops.attention_edits(gain=first * more[0] if more else first)
 
     def _project(
         self,
@@ -225,8 +236,9 @@ class ExpertLayer(nn.Module):
         slot = ("batch", "pos", "k")
         self.hook_expert_gate = HookPoint(*slot, "d_ff", dtype=torch.float32)
         self.hook_expert_up = HookPoint(*slot, "d_ff", dtype=torch.float32)
-        self.hook_expert_post = HookPoint(*slot, "d_ff")
-        self.hook_expert_out = HookPoint(*slot, "d_model", dtype=torch.float32)
+        takes = ("neuron", "slot") if ops.expert_edits else ("", "")
+        self.hook_expert_post = HookPoint(*slot, "d_ff", takes=takes[0])
+        self.hook_expert_out = HookPoint(*slot, "d_model", dtype=torch.float32, takes=takes[1])
         packed = ops.pack_experts(Experts(*(tensors[f"{name}.experts.{p}"] for p in EXPERT_PARTS)))
         if isinstance(packed, Experts):
             for part, tensor in zip(EXPERT_PARTS, packed, strict=True):
@@ -271,7 +283,19 @@ class ExpertLayer(nn.Module):
             indices, weights = self._edited(logits, program)
         points = (self.hook_expert_gate, self.hook_expert_up)
         tap = ExpertTap(*looks(*points, self.hook_expert_post, self.hook_expert_out))
-        return self.ops.moe(x, indices, weights, self.experts, limit=self.limit, tap=tap)
+        given = {"limit": self.limit, "tap": tap}
+        if self.hook_expert_post.in_kernel or self.hook_expert_out.in_kernel:
+            given["edits"] = self._in_kernel(indices)
+        return self.ops.moe(x, indices, weights, self.experts, **given)
+
+    def _in_kernel(self, indices: Tensor) -> Any:
+        """Edits of neurons and slots that the kernel obeys."""
+        given: dict[str, Tensor] = {}
+        for point in (self.hook_expert_post, self.hook_expert_out):
+            if point.in_kernel:
+                given |= point.in_kernel(indices)
+        assert self.ops.expert_edits is not None
+        return self.ops.expert_edits(**given)
 
     def _edited(self, logits: Tensor, program: RouteProgram) -> tuple[Tensor, Tensor]:
         """Choose and weigh under a program; hook functions act after its steps.

@@ -17,6 +17,7 @@ from torch import Tensor
 from gptoss_hooks.edits import act, programs, tree
 from gptoss_hooks.edits.aligned import Run
 from gptoss_hooks.edits.edit import Edit
+from gptoss_hooks.edits.fused import fusable
 from gptoss_hooks.edits.plan import plan
 from gptoss_hooks.edits.routing import Replay
 from gptoss_kernels.route_edited import RouteProgram
@@ -61,7 +62,10 @@ class StepEdits:
         """Whether a step under these edits waits for the device, which cannot be captured."""
         routes, sites = self.host.routes, self.host.sites
         split = (LOGITS.format(layer) for layer, route in enumerate(routes) if route is not None)
-        return any(name.endswith(ASK) for name in sites) or any(name in sites for name in split)
+        asked = [name for name in sites if name.endswith(ASK)]
+        points = self.model.hook_dict
+        inside = all(fusable(points[name], sites[name]) for name in asked)
+        return not inside or any(name in sites for name in split)
 
     def masks(
         self, tokens: Int[Tensor, "batch 1"], positions: Int[Tensor, "batch 1"], cache: FixedCache

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gptoss_hooks.axes import layer_of
 from gptoss_hooks.edits.aligned import Run, aligned, reaches
+from gptoss_hooks.edits.fused import PATTERN, Fused, fusable
 from gptoss_hooks.edits.sites import Ablate, Patch, Scale, SiteEdit, Steer, names_of
 from gptoss_hooks.points import EditError, HookPoint
 
@@ -27,6 +28,8 @@ class Step(NamedTuple):
     """One edit as a hook point obeys it; points with the same axes share it."""
 
     verb: str
+    op: str
+    """scale, add, set, or zero: set to zero because no value was given"""
     which: int
     """its place in `Run.masks`"""
     part: Tensor | None
@@ -37,6 +40,8 @@ class Step(NamedTuple):
     """the factor, what is added, or what is set (None: not known for this point)"""
     placed: bool
     """whether `value` has numbers of its own for every place"""
+    everywhere: bool
+    """whether it acts on all tokens"""
 
 
 Steps = Mapping[str, tuple[Step, ...]]
@@ -72,16 +77,28 @@ def steps(edits: Sequence[tuple[int, SiteEdit]], root: Any) -> dict[str, tuple[S
 
 
 def attach(root: Any, steps: Steps, run: Run, stack: ExitStack) -> None:
-    """Put steps on their hook points until the stack is left."""
-    slots, wanted = Slots(), set()
+    """Put steps on their hook points, or into the kernels before them, until the stack is left."""
+    slots, wanted, fused = Slots(), set(), Fused(run, root.axis_sizes(1, 1))
     for name, each in steps.items():
         point = root.hook_dict[name]
+        if in_kernel(point, each):
+            point.in_kernel = fused.bind(point, each)
+            stack.callback(setattr, point, "in_kernel", None)
+            continue
         stack.callback(point.add_hook(_function(each, run, slots), prepend=True))
         if any(step.experts is not None for step in each):
             wanted.add(layer_of(name))
     for layer in wanted:
         point = root.hook_dict[f"blocks.{layer}.{INDICES}"]
         stack.callback(point.add_hook(slots.keep, reads_only=True))
+
+
+def in_kernel(point: HookPoint, steps: Sequence[Step]) -> bool:
+    """Whether the kernel before a hook point obeys the steps there.
+
+    Who looks at a pattern is shown what its edits made, which only functions do.
+    """
+    return fusable(point, steps) and not (point.name.endswith(PATTERN) and point.observed)
 
 
 def refuse(edit: SiteEdit, point: HookPoint, sizes: Mapping[str, int]) -> None:
@@ -127,7 +144,16 @@ def _step(
         part, experts = (part, hit) if "k" in axes else (hit, None)
     if isinstance(edit, Steer) and value is not None:
         value = edit.strength * value.float()
-    return Step(edit.verb, which, part, experts, value, placed)
+    everywhere = edit.tokens is None and edit.channels is None
+    return Step(edit.verb, _op(edit), which, part, experts, value, placed, everywhere)
+
+
+def _op(edit: SiteEdit) -> str:
+    if isinstance(edit, Scale):
+        return "scale"
+    if isinstance(edit, Steer):
+        return "add"
+    return "zero" if isinstance(edit, Ablate) and edit.to is None else "set"
 
 
 def _held(edit: SiteEdit) -> Mapping[str, Tensor] | Tensor:
@@ -166,9 +192,9 @@ def _function(steps: Sequence[Step], run: Run, slots: Slots) -> Callable[..., Te
 
 
 def _changed(step: Step, x: Tensor, value: Tensor) -> Tensor:
-    if step.verb == Scale.verb:
+    if step.op == "scale":
         return x.float() * value
-    return x.float() + value if step.verb == Steer.verb else value
+    return x.float() + value if step.op == "add" else value
 
 
 def _selected(step: Step, mask: Tensor, x: Tensor, hook: HookPoint, slots: Slots) -> Tensor:

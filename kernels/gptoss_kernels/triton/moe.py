@@ -37,13 +37,13 @@ def moe(
     packed = experts if isinstance(experts, PackedExperts) else pack_for_triton(experts)
     tap, edits = tap or ExpertTap(), edits or ExpertEdits()
     _check(x, indices, weights, packed, edits)
-    if edits.slot_gain is not None:
-        weights = weights.float() * edits.slot_gain.float()
-    call = prepare(x, indices, packed, limit, edits)
-    graph = torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad)
-    if not any(tap):
-        if not graph:
-            return combine(down(up(x, call), call), weights, x.dtype)
+    call, gain = prepare(x, indices, packed, limit, edits), edits.slot_gain
+    graph = torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in (x, weights, gain)
+    )
+    if not any(tap) and not graph:
+        return combine(_gained(down(up(x, call), call), gain), weights, x.dtype)
+    if not any(tap) and gain is None:
         return Whole.apply(x, weights, call)  # pyright: ignore[reportReturnType]
     if tap.gate or tap.up or graph:
         gate, high = GateUp.apply(x, call)  # pyright: ignore
@@ -54,9 +54,14 @@ def moe(
     else:
         post = up(x, call)
     post = tap.post(post) if tap.post else post  # pyright: ignore
-    out = Down.apply(post, call)
-    out = tap.out(out) if tap.out else out  # pyright: ignore
+    out = _gained(Down.apply(post, call), gain)  # pyright: ignore[reportArgumentType]
+    out = tap.out(out) if tap.out else out
     return Combine.apply(out, weights, x.dtype)  # pyright: ignore[reportReturnType]
+
+
+def _gained(out: Tensor, gain: Tensor | None) -> Tensor:
+    """What slots write, times a number each: the bits of a tap that multiplies."""
+    return out if gain is None else out * gain.float()[..., None]
 
 
 def _check(x: Tensor, indices: Tensor, weights: Tensor, experts: PackedExperts, edits) -> None:

@@ -172,6 +172,20 @@ def test_edits_as_data_do_what_taps_would(plain, experts, names):
     assert torch.equal(seen.values["post"][0, 1, 0], edits.post_table[2])
 
 
+@pytest.mark.parametrize("name", ["neuron_gain", "slot_gain"])
+def test_gains_have_the_bits_of_taps_that_multiply(experts, name):
+    given = inputs(tokens=5, dtype=torch.bfloat16)
+    gain = getattr(drawn_edits(given[1]), name)
+    each = gain[given[1]] if name == "neuron_gain" else gain[..., None]
+    seen = Seen("out")
+    found = moe(*given, experts, edits=ExpertEdits(**{name: gain}))
+    assert torch.equal(found, moe(*given, experts, edits=ExpertEdits(**{name: gain}), tap=seen.tap))
+    tapped = {"neuron_gain": "post", "slot_gain": "out"}[name]
+    tap = ExpertTap(**{tapped: lambda x: (x.float() * each).to(x.dtype)})
+    assert torch.equal(found, moe(*given, experts, tap=tap))
+    assert not torch.equal(found, moe(*given, experts))
+
+
 def test_what_edits_leave_alone_keeps_its_bits(experts):
     x, indices, weights = inputs(tokens=5, dtype=torch.bfloat16)
     edits = drawn_edits(indices)
