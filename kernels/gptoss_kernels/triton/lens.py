@@ -3,7 +3,8 @@
 Logits exist only in registers. The vocabulary is read in stretches of one length and a row's
 numbers do not depend on its company; of equal logits the lower token leads. Largest logits, target
 logit and rank are exactly those of the whole row of `linear` in float32. More than `MOST` tokens a
-row are looked for in a second reading, over tiles of logits.
+row are looked for in a second reading, over tiles of logits. With targets the host waits once: one
+beyond the vocabulary raises, and only the device knows it.
 """
 
 import torch

@@ -96,12 +96,18 @@ def decoder_gradient(
     values: Float[Tensor, "row slot"],
     grad: Float[Tensor, "row d_model"],
 ) -> Touched:
-    """Gradient of `decode` to its weight; each row a sum over its slots in ascending order."""
+    """Gradient of `decode` to its weight; each row a sum over its slots in ascending order.
+
+    The host waits once: there is a row for each latent that was read.
+    """
     check("decoder_gradient", values=values, grad=grad)
     latents, order = torch.sort(indices.flatten(), stable=True)
-    latents, order = latents[latents >= 0], order[latents >= 0]
-    touched, reads = torch.unique_consecutive(latents, return_counts=True)
-    first = torch.nn.functional.pad(reads.cumsum(0), (1, 0))
+    starts = latents >= 0
+    starts[1:] &= latents[1:] != latents[:-1]
+    places = torch.arange(len(latents), device=latents.device).where(starts, len(latents))
+    places = torch.nn.functional.pad(places, (0, 1), value=len(latents)).sort().values
+    first = places[: int(starts.sum()) + 1]
+    touched = latents[first[:-1]]
     rows = torch.empty(len(touched), grad.shape[-1], dtype=torch.float32, device=grad.device)
     launch(kernels.decoder_gradient_kernel, (len(touched), triton.cdiv(grad.shape[-1], BLOCK)),
            order, first, values.contiguous(), grad.contiguous(), rows, indices.shape[1],

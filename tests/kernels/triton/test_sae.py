@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss_kernels import sae as plain
 from gptoss_kernels.triton import sae as module
@@ -95,6 +96,41 @@ def test_decode_and_both_its_gradients_are_the_references(dtype):
     wanted = plain.decoder_gradient(indices, draw(4, 3, seed=4), grad)
     assert torch.equal(found.latents, wanted.latents)
     torch.testing.assert_close(found.rows, wanted.rows)
+
+
+class Waits(TorchDispatchMode):
+    """Operations for which the host waits: their result, or its shape, depends on numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().removeprefix("aten::")
+        by_mask = name.startswith("index.") and any(
+            each is not None and each.dtype == torch.bool for each in args[1]
+        )
+        if by_mask or name.startswith(("_local_scalar_dense", "nonzero", "unique")):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_once_for_a_decoders_gradient(monkeypatch):
+    indices, values = torch.tensor([[4, 2], [2, -1]]), draw(2, 2)
+    monkeypatch.setattr(module, "launch", lambda *given, **meta: None)
+    with Waits() as waits:
+        decoder_gradient(indices, values, draw(2, WIDTH))
+    assert waits.seen == ["_local_scalar_dense"]
+    with Waits() as waits:
+        plain.decoder_gradient(indices, values, draw(2, WIDTH))
+    assert len(waits.seen) > 1  # what counts as a wait is seen
+
+
+@pytest.mark.parametrize("slots", [0, 3])
+def test_nothing_read_is_a_gradient_of_no_rows(slots):
+    nothing = torch.full((4, slots), -1)
+    found = decoder_gradient(nothing, torch.zeros(4, slots), draw(4, WIDTH))
+    assert found.latents.shape == (0,) and found.rows.shape == (0, WIDTH)
 
 
 def test_encoders_pass_gradients_through_latents_that_are_on():
