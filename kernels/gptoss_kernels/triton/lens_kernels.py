@@ -9,13 +9,22 @@ To compare with a final residual, the layers of a row and its final residual sha
 neighbouring columns are one row's, the last layer being the final residual.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false
-
 import triton
 import triton.language as tl
 
-from gptoss_kernels.triton.linear_kernels import piece
+from gptoss_kernels.triton.linear_kernels import YES, piece
+
+
+@triton.jit
+def most(x) -> tl.tensor:
+    """The largest along axis 0; type checkers take what tl.max gives for a pair."""
+    return tl.max(x, 0)  # pyright: ignore[reportReturnType]
+
+
+@triton.jit
+def least(x) -> tl.tensor:
+    """The smallest along axis 0."""
+    return tl.min(x, 0)  # pyright: ignore[reportReturnType]
 
 
 @triton.jit
@@ -34,14 +43,14 @@ def of_final(logits, layers, GROUP: tl.constexpr, BN: tl.constexpr, BM: tl.const
     """[token, entry]: the logits of each entry's final residual."""
     grouped = tl.reshape(logits, [BN, BM // GROUP, GROUP])
     last = (tl.arange(0, GROUP) == layers - 1)[None, None, :]
-    final = tl.sum(tl.where(last, grouped, 0.0), 2)[:, :, None]
+    final = tl.sum(tl.where(last, grouped, 0.0), 2, keep_dims=True)
     return tl.reshape(tl.broadcast_to(final, [BN, BM // GROUP, GROUP]), [BN, BM])
 
 
 @triton.jit
 def put(sums_at, step, seen, worth, here):
     """Write a tile's maximum, Σ w and Σ w · worth with w = exp(seen - maximum)."""
-    top = tl.max(tl.where(here[:, None], seen, float("-inf")), 0)
+    top = most(tl.where(here[:, None], seen, float("-inf")))
     weight = tl.where(here[:, None], tl.exp(seen - top[None, :]), 0.0)
     tl.store(sums_at, top)
     tl.store(sums_at + step, tl.sum(weight, 0))
@@ -56,16 +65,16 @@ def keep_largest(logits, n, here, values, tokens):
     kept the highest token goes first. Most tiles have nothing to put in.
     """
     left = tl.where(here[:, None], logits, float("-inf"))
-    best, worst = tl.max(left, 0), tl.min(values, 0)
-    while tl.max((best > worst).to(tl.int32), 0) > 0:
+    best, worst = most(left), least(values)
+    while most((best > worst).to(tl.int32)) > 0:
         beats = best > worst
-        token = tl.min(tl.where(left == best[None, :], n[:, None], 2147483647), 0)
-        last = tl.max(tl.where(values == worst[None, :], tokens, -2147483648), 0)
+        token = least(tl.where(left == best[None, :], n[:, None], 2147483647))
+        last = most(tl.where(values == worst[None, :], tokens, -2147483648))
         out = (values == worst[None, :]) & (tokens == last[None, :]) & beats[None, :]
         values = tl.where(out, best[None, :], values)
         tokens = tl.where(out, token[None, :], tokens)
         left = tl.where((n[:, None] == token[None, :]) & beats[None, :], float("-inf"), left)
-        best, worst = tl.max(left, 0), tl.min(values, 0)
+        best, worst = most(left), least(values)
     return values, tokens
 
 
@@ -81,7 +90,7 @@ def target_kernel(
     token = tl.load(target_ptr + first + tl.minimum(nth, BM - 1)).to(tl.int64)
     w_at = w_ptr + (tl.maximum(token, 0) * inner)[:, None]
     logits = piece(x_ptr + (at * inner)[None, :], w_at, nth < BN, 0, inner, term, 1,
-                   TERMS, EVEN, True, BM, BN, BK)  # fmt: skip
+                   TERMS, EVEN, YES, BM, BN, BK)  # fmt: skip
     own = tl.sum(tl.where(nth[:, None] == c[None, :], logits, 0.0), 0)
     has = tl.load(target_ptr + first + c) >= 0
     tl.store(found_ptr + first + c, tl.where(has, own, float("nan")))
@@ -110,7 +119,7 @@ def lens_kernel(
         n = start + tl.arange(0, BN)
         here = n < vocab
         w_at = w_ptr + (tl.minimum(n, vocab - 1).to(tl.int64) * inner)[:, None]
-        logits = piece(x_at, w_at, here, 0, inner, term, 1, TERMS, EVEN, True, BM, BN, BK)
+        logits = piece(x_at, w_at, here, 0, inner, term, 1, TERMS, EVEN, YES, BM, BN, BK)
         tile = start // BN * columns + column
         put(sums_ptr + tile + c, step, logits, logits, here)
         if GROUP > 1:
@@ -152,13 +161,13 @@ def merge_kernel(
     columns = columns.to(tl.int64)
     step, tile = tiles * columns, tl.arange(0, TILES)
     log_sum_exp, total, mean = together(sums_ptr + column, step, columns, tiles, TILES)
-    entropy = log_sum_exp - mean / total
+    entropy = log_sum_exp - mean / total  # pyright: ignore[reportOperatorIssue]
     tl.store(statistics_ptr + entry, log_sum_exp)
     tl.store(statistics_ptr + size + entry, tl.where(entropy < 0, 0.0, entropy))
     if GROUP > 1:
         at = sums_ptr + 3 * step + column
         final, total, across = together(at, step, columns, tiles, TILES)
-        kl = across / total - final + log_sum_exp
+        kl = across / total - final + log_sum_exp  # pyright: ignore[reportOperatorIssue]
         tl.store(statistics_ptr + 2 * size + entry, tl.where(kl < 0, 0.0, kl))
     if ahead_ptr is not None:
         ahead = tl.load(ahead_ptr + tile * columns + column, mask=tile < tiles, other=0)
@@ -171,5 +180,5 @@ def merge_kernel(
         best = tl.max(tl.where(tokens < 0, float("-inf"), values), 0)
         token = tl.min(tl.where((values == best) & (tokens >= 0), tokens, 2147483647), 0)
         tl.store(best_ptr + entry * k + nth, best)
-        tl.store(best_token_ptr + entry * k + nth, token.to(tl.int64))
+        tl.store(best_token_ptr + entry * k + nth, token.to(tl.int64))  # pyright: ignore
         tokens = tl.where(tokens == token, -1, tokens)

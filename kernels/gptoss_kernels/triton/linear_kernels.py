@@ -8,6 +8,9 @@ the sum of three bfloat16 terms, which together hold all its bits; products belo
 import triton
 import triton.language as tl
 
+YES = tl.constexpr(True)
+"""A constant of a kernel that is true; type checkers do not take True itself."""
+
 
 @triton.jit
 def parts(x):

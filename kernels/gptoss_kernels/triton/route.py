@@ -5,8 +5,6 @@ to the lower number and NaN comes first, as in torch.sort. Weights are summed in
 many slots there are.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +14,7 @@ from torch import Tensor
 from gptoss_kernels.route import Route
 from gptoss_kernels.triton.launch import launch
 from gptoss_kernels.triton.linear import check, kind, options, pieces, terms
-from gptoss_kernels.triton.linear_kernels import piece
+from gptoss_kernels.triton.linear_kernels import YES, piece
 from gptoss_kernels.triton.tiles import tile
 
 GONE = tl.constexpr(-0x7FFFFFFFFFFFFFFF)
@@ -146,7 +144,7 @@ def _weigh_kernel(
     token, slot = tl.program_id(0).to(tl.int64), tl.arange(0, SLOTS)
     expert = tl.load(indices_ptr + token * k + slot, mask=slot < k, other=0)
     chosen = tl.load(logits_ptr + token * experts + expert, mask=slot < k, other=0.0)
-    weights = softmax(chosen.to(tl.float32), slot, k, 0)
+    weights = softmax(chosen.to(tl.float32), slot, k, 0)  # pyright: ignore
     tl.store(weights_ptr + token * k + slot, weights, mask=slot < k)
 
 
@@ -180,7 +178,7 @@ def _router_kernel(
     total = tl.zeros([BN, BM], tl.float32)
     for first in range(0, inner, length):
         total += piece(x_at, w_at, e < experts, first, tl.minimum(first + length, inner),
-                       rows.to(tl.int64) * inner, 1, TERMS, EVEN, True, BM, BN, BK)  # fmt: skip
+                       rows.to(tl.int64) * inner, 1, TERMS, EVEN, YES, BM, BN, BK)  # fmt: skip
     total += tl.load(bias_ptr + e, mask=e < experts, other=0.0).to(tl.float32)[:, None]
     stored = total.to(logits_ptr.dtype.element_ty)
     real = (m < rows)[None, :]
@@ -190,10 +188,10 @@ def _router_kernel(
     key = order(logits, e[:, None], experts)
     rank = tl.full([BN, BM], BN, tl.int32)
     for nth in range(k):
-        best = tl.max(key, 0)[None, :]
+        best = tl.max(key, 0)[None, :]  # pyright: ignore
         rank = tl.where(key == best, nth, rank)
         key = tl.where(key == best, tl.full(key.shape, GONE, tl.int64), key)
-    weights = softmax(logits, rank, k, 0)
+    weights = softmax(logits, rank, k, 0)  # pyright: ignore
     slot_at, chosen = m[None, :] * k + rank, real & (rank < k)
     tl.store(indices_ptr + slot_at, (e[:, None] + tl.zeros_like(rank)).to(tl.int64), mask=chosen)
     tl.store(weights_ptr + slot_at, weights, mask=chosen)

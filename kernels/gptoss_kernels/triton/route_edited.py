@@ -5,8 +5,6 @@ valid when they change. Everything is reckoned in float32. Where somebody looks 
 gradients, the plain body runs with this backend's `weigh`, whose bits untouched tokens have here.
 """
 
-# pyright: reportArgumentType=false, reportOperatorIssue=false
-
 import torch
 import triton
 import triton.language as tl
@@ -109,7 +107,7 @@ def _replayed(weights, place, recorded_at, given_at, e, width):
     same, any_given = width == width, width < 0
     for slot in range(width):
         expert = tl.load(recorded_at + slot).to(tl.int32)
-        own = tl.max(tl.where((place == slot) & (e == expert), 1, 0), 0) > 0
+        own = tl.max(tl.where((place == slot) & (e == expert), 1, 0), 0) > 0  # pyright: ignore
         same = same & (own | (expert < 0))
         any_given = any_given | (tl.load(given_at + slot) >= 0)
     if same & any_given:
@@ -156,8 +154,8 @@ def _kernel(
                 by_logit = 1
     place = _places(priority + 3 * n * forced)
     if by_logit == 1:
-        place = _places(rank + 3 * n * (place < count).to(tl.int32))
-    weights = softmax(scores, place, count, 0)
+        place = _places(rank + 3 * n * (place < count).to(tl.int32))  # pyright: ignore
+    weights = softmax(scores, place, count, 0)  # pyright: ignore
     for step in range(steps):
         op = tl.load(op_ptr + step)
         touched = tl.load(tokens_ptr + step * tokens + token) != 0
@@ -171,7 +169,7 @@ def _kernel(
             table = tl.load(table_ptr + step * n + e, mask=real, other=0.0)
             weights = tl.where(table > 0, 0.0, weights)
             total = tl.sum(weights, 0)
-            if (op == AROUND) & (total > 0):
+            if (op == AROUND) & (total > 0):  # pyright: ignore
                 weights = tl.div_rn(weights, tl.broadcast_to(total, weights.shape))
     chosen = real & (place < width)
     tl.store(indices_ptr + at + place, e.to(tl.int64), mask=chosen)

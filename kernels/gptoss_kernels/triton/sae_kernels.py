@@ -5,13 +5,11 @@ integers of value and latent, of which the caller takes the k largest. Above cou
 reading and writes in a second, at places that follow from the counts: nothing is added atomically.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-
 import triton
 import triton.language as tl
 
 from gptoss_kernels.triton.lens_kernels import keep_largest
-from gptoss_kernels.triton.linear_kernels import piece
+from gptoss_kernels.triton.linear_kernels import YES, piece
 from gptoss_kernels.triton.route import order
 
 
@@ -23,7 +21,7 @@ def pre_activations(
 ):  # fmt: skip
     """[latent, row] of one tile of latents."""
     w_at = w_ptr + (tl.minimum(n, latents - 1).to(tl.int64) * inner)[:, None]
-    pre = piece(x_at, w_at, n < latents, 0, inner, term, 1, TERMS, EVEN, True, BM, BN, BK)
+    pre = piece(x_at, w_at, n < latents, 0, inner, term, 1, TERMS, EVEN, YES, BM, BN, BK)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + n, mask=n < latents, other=0.0)
         pre += bias.to(tl.float32)[:, None]
