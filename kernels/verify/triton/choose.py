@@ -31,6 +31,7 @@ import gate
 import offline
 import triton
 from case import Case, collect
+from triton.runtime.jit import JITFunction
 
 from gptoss_kernels.triton import tiles
 from gptoss_kernels.triton.tiles import Tile
@@ -94,21 +95,27 @@ class Found(NamedTuple):
 
 
 def uses(case: Case, target: str) -> list[Use]:
-    """Which tiles a case asks for, largest number of rows first for each kernel."""
-    asked: dict[str, int] = {}
+    """The tile of the kernel that a case judges, if it multiplies: the last asked for before it."""
+    asked: list[Use] = []
+    found: list[Use] = []
     plain = tiles.choose
 
     def watch(kernel: str, rows: int, column: str) -> Tile:
-        asked[kernel] = max(rows, asked.get(kernel, 0))
+        asked.append(Use(case.name, kernel, rows))
         return plain(kernel, rows, column)
+
+    def run(self, *_, **__) -> None:
+        if self.fn.__name__ == case.kernel and not found:
+            found.extend(asked[-1:])
 
     with offline.idling(target):
         tiles.choose = watch  # pyright: ignore[reportAttributeAccessIssue]
+        JITFunction.run = run  # offline puts it back
         try:
             case.call()
         finally:
             tiles.choose = plain
-    return [Use(case.name, key, rows) for key, rows in asked.items()]
+    return found if case.flop else []
 
 
 def scaled(case: Case, was: Tile, now: Tile) -> Case:
@@ -154,8 +161,9 @@ def candidates(was: Tile, most: int | None, sizes: Mapping[str, Sequence[int]]) 
 def best(trials: Iterable[Trial], own: Mapping[int, Tile]) -> dict[int, Tile] | None:
     """A tile for each bucket, all with one `cols` and `inner`; None where nothing passes.
 
-    `own` are the table's. Another replaces one only if it gains more than `NEAR`; of several such,
-    bytes on their way decide, as blocks × stages, then fewer warps.
+    `own` are the table's. Another replaces one only if it gains more than `NEAR` and has no fewer
+    bytes on their way, as blocks × stages: the yardstick does not see how long memory takes. Of
+    several such, more bytes on their way decide, then fewer warps.
     """
     trials = [trial for trial in trials if trial.gain > 0]
     buckets = {trial.bucket for trial in trials}
@@ -171,10 +179,13 @@ def best(trials: Iterable[Trial], own: Mapping[int, Tile]) -> dict[int, Tile] | 
 
 
 def _pick(trials: Sequence[Trial], own: Tile | None) -> Trial:
+    mine = next((trial for trial in trials if trial.tile == own), None)
+    if mine:
+        trials = [trial for trial in trials if _rank(trial)[0] >= _rank(mine)[0]]
     top = max(trial.gain for trial in trials)
-    stays = next((t for t in trials if t.tile == own and t.gain + NEAR >= top), None)
-    near = [trial for trial in trials if trial.gain + NEAR >= top]
-    return stays or max(near, key=_rank)
+    if mine and mine.gain + NEAR >= top:
+        return mine
+    return max((trial for trial in trials if trial.gain + NEAR >= top), key=_rank)
 
 
 def _rank(trial: Trial) -> tuple:
@@ -295,8 +306,7 @@ def main() -> None:
     news: list[Found] = []
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
         for target in given.targets:
-            judged_by = [case for case in collect() if case.flop or case.nbytes]
-            asked = [use for case in judged_by for use in uses(case, target) if use.key in table]
+            asked = [use for case in collect() for use in uses(case, target) if use.key in table]
             for key in sorted({use.key for use in asked}):
                 mine = [use for use in asked if use.key == key]
                 table[key][target], found = chosen(key, target, mine, sizes, pool)

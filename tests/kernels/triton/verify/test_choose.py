@@ -7,7 +7,7 @@ import pytest
 RULES = """
 import json
 import choose, gate
-from case import Case
+from case import Case, collect
 from choose import Tile, Trial
 
 small, wide, tall = Tile(16, 64, 64), Tile(16, 128, 64), Tile(32, 64, 64)
@@ -22,6 +22,8 @@ print(json.dumps({
     "near": choose.best(trials, {0: wide, 1: wide._replace(rows=64)}),
     "better": choose.best(trials, {0: small, 1: small._replace(rows=64)}),
     "other": choose.best([Trial(0, small, 0.6, 1, 4), Trial(0, wide, 0.61, 1, 4)], {0: small}),
+    "late": choose.best([Trial(0, small, 1, 1, 4), Trial(0, small._replace(stages=1), 2, 1, 4),
+                         Trial(0, small._replace(warps=2), 1.1, 1, 4)], {0: small}),
     "none": choose.best([Trial(0, small, 0, 0, 4)], {}),
     "plain": choose.candidates(small, None, {}),
     "few": choose.candidates(small, 16, {"rows": (16, 32, 64)}),
@@ -31,6 +33,7 @@ print(json.dumps({
     "clocks": [choose.clocks(choose.scaled(case, small, tile),
                              gate.Verdict("", "sm_80", [], share=share), tile, 40)
                for tile, share in ((small, 1), (small, 0.5), (tall, 1), (wide, 1))],
+    "uses": {case.name: choose.uses(case, "sm_80") for case in collect()},
     "same": json.loads(choose.written(table)) == table,
     "lines": choose.written(table).count(chr(10)),
 }, default=str))
@@ -60,6 +63,10 @@ def test_a_tile_of_the_table_stays_unless_another_is_clearly_better(rules):
     assert rules["better"]["0"][1] == 128
 
 
+def test_fewer_bytes_on_their_way_are_no_gain(rules):
+    assert rules["late"]["0"] == [16, 64, 64, 2, 2]
+
+
 def test_where_nothing_passes_nothing_changes(rules):
     assert rules["none"] is None
 
@@ -84,6 +91,14 @@ def test_clocks_are_those_of_all_rows(rules):
     plain, slow, tall, wide = rules["clocks"]
     assert slow == 2 * plain and wide == plain
     assert tall == pytest.approx(plain * 2 / 3)
+
+
+def test_a_case_speaks_for_the_tile_of_the_kernel_that_it_judges(rules):
+    found = {name: [use[1:] for use in uses] for name, uses in rules["uses"].items()}
+    assert found["experts, gradient of 2048"] == [["moe_gradient", 256]]
+    assert found["attention, gradient to keys and values"][0][0] == "attention_gradient"
+    assert found["sae, above a threshold in float32"] == [["sae_float32", 64]]
+    assert found["linear, float32 in three terms"] == []  # no product
 
 
 def test_tables_are_written_as_they_are_kept(rules):
