@@ -1,7 +1,7 @@
 """What a model wrote: tokens, text and messages by channel."""
 
 import codecs
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -37,7 +37,11 @@ class Texts:
 
 @dataclass
 class Generation:
-    """Prompts with what the model wrote after them."""
+    """Prompts with what the model wrote after them.
+
+    `text`, `messages`, `final`, `analysis` and `tool_calls` are the first row's; of a batch,
+    `generation[3].final` is another's, and `[row.final for row in generation]` are all.
+    """
 
     prompts: list[list[int]]
     completions: list[list[int]]
@@ -47,6 +51,22 @@ class Generation:
     pad_id: int
     seed: int | None
     tokenizer: Tokenizer | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: int | slice) -> "Generation":
+        """One row, or a run of rows, as a Generation."""
+        if isinstance(rows, int):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"Generation: expected a row of {len(self)}, got {rows}")
+            rows = slice(rows % len(self), rows % len(self) + 1)
+        return replace(
+            self,
+            prompts=self.prompts[rows],
+            completions=self.completions[rows],
+            stopped=self.stopped[rows],
+        )
 
     @property
     def batch(self) -> Batch:
@@ -80,8 +100,13 @@ class Generation:
         return self.messages_of(0)
 
     def messages_of(self, row: int) -> list[Message]:
-        """What one row said, by channel. Malformed output is kept as far as it can be read."""
-        return harmony.parse(self.completions[row], self._tokenizer)
+        """What one row said, by channel. Malformed output is kept as far as it can be read.
+
+        A message that the prompt left open, such as a chain of thought that is continued, keeps its
+        channel; its content is what was written here.
+        """
+        prompt, completion = self.prompts[row], self.completions[row]
+        return harmony.parse(prompt + completion, self._tokenizer, prompt=len(prompt))
 
     def channel(self, name: str, row: int = 0) -> str:
         """All text of one channel ('analysis', 'commentary', 'final') joined."""
@@ -89,12 +114,12 @@ class Generation:
 
     @property
     def final(self) -> str:
-        """The answer: text of the final channel."""
+        """The first row's answer: text of the final channel; "" until it has begun."""
         return self.channel("final")
 
     @property
     def analysis(self) -> str:
-        """The chain of thought: text of the analysis channel."""
+        """The first row's chain of thought: text of the analysis channel."""
         return self.channel("analysis")
 
     @property
