@@ -1,8 +1,10 @@
 """95 % intervals: Wilson's for a share, a bootstrap over prompts for anything else.
 
-Tokens of one prompt depend on each other, so what is drawn again is prompts, never tokens.
+Tokens of one prompt depend on each other, so what is drawn again is prompts, never tokens. Of fewer
+than two prompts nothing can be said: NaN.
 """
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -29,7 +31,7 @@ def bootstrap(
     resamples: int = 200,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """2.5 % and 97.5 % quantiles of `statistic(sum over drawn prompts)`.
+    """Bounds of `statistic(sum over prompts)`, around its value.
 
     Args:
         statistic: takes counts summed over prompts, [...], gives what is reported, any shape.
@@ -40,5 +42,25 @@ def bootstrap(
     flat = per_prompt.reshape(n, -1).astype(float)
     draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples) @ flat  # [resample, ...]
     values = np.stack([statistic(draw.reshape(per_prompt.shape[1:])) for draw in draws])
-    low, high = np.nanquantile(values, [0.025, 0.975], axis=0)
-    return low, high
+    estimate = statistic(flat.sum(0).reshape(per_prompt.shape[1:]))
+    if n < 2:
+        values = np.full_like(values, np.nan, dtype=float)
+    return around(estimate, values)
+
+
+def around(
+    estimate: np.ndarray, drawn: np.ndarray, least: float = -np.inf, most: float = np.inf
+) -> tuple[np.ndarray, np.ndarray]:
+    """2.5 % and 97.5 % quantiles of draws [resample, ...], their bias taken off.
+
+    Drawing prompts again makes measures of unevenness (CV, Gini, divergence) larger, as drawing a
+    sample does: the quantiles are moved by the estimate minus the draws' mean (Efron & Tibshirani
+    1993, 10.2), and kept between the `least` and the `most` that is possible. Draws that are NaN
+    count for nothing; without others the bounds are NaN.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all draws NaN
+        low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+        bias = np.nanmean(drawn, 0) - estimate
+    low, high = np.minimum(low - bias, estimate), np.maximum(high - bias, estimate)
+    return np.clip(low, least, most), np.clip(high, least, most)

@@ -88,3 +88,18 @@ def test_headers_are_left_out_unless_asked_for(routed):
     assert "left out" in repr(load_balance(routed, resamples=5))
     with pytest.raises(ValueError, match="headers=True"):
         load_balance(routed.where(voice="header"))
+
+
+def test_a_balanced_corpus_has_bounds_that_hold_0(by_hand):
+    experts = [[i % 8, (i + 1) % 8] for i in range(64)]
+    table = load_balance(routing_of_columns(by_hand, experts, n_experts=8))
+    assert table["cv_low"][0] == table["cv"][0] == 0 < table["cv_high"][0]
+    assert table["entropy_low"][0] < table["entropy"][0] == table["entropy_high"][0] == 3
+
+
+def test_resamples_without_a_token_do_not_count(by_hand):
+    three = routing_of_columns(by_hand, [[2, 5]] * 3, n_experts=8, prompt=[0, 1, 2])
+    table = load_balance(three)
+    assert np.isclose(table["entropy_low"][0], 1) and np.isclose(table["cv_low"][0], table["cv"][0])
+    one = load_balance(routing_of_columns(by_hand, [[2, 5]] * 3, n_experts=8, prompt=[0, 0, 0]))
+    assert np.isnan([one["cv_low"][0], one["entropy_high"][0], one["aux_low"][0]]).all()

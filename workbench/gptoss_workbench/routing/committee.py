@@ -66,7 +66,7 @@ def committee(
     top = top_sets(found.total[kept], size)  # [group, layer, expert]
     often = top.mean(0)
     mass = shares(found.total.sum(0))  # [layer, expert]
-    low, high = found.bounds(lambda sums: shares(sums.sum(-3)))
+    low, high = found.bounds(lambda sums: shares(sums.sum(-3)), 1.0)
     seated = (often >= nearly - 1e-12) & (low > 1 / experts)
     about = {
         "source": SOURCE,
@@ -104,7 +104,7 @@ def _layers(
     about: dict,
 ) -> Table:
     """What each layer's committee carries, and how alike the groups' top sets are."""
-    low, high = found.bounds(lambda sums: (shares(sums.sum(-3)) * seated).sum(-1))
+    low, high = found.bounds(lambda sums: (shares(sums.sum(-3)) * seated).sum(-1), 1.0)
     count = seated.sum(-1)
     return Table(
         {

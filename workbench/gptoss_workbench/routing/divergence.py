@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gptoss_workbench.intervals import around
 from gptoss_workbench.routing.load import entropy, shares
 from gptoss_workbench.routing.ratios import clusters, notes, selected, spoken
 from gptoss_workbench.routing.resample import draws
@@ -67,9 +68,14 @@ def divergence(
         "notes": (f"groups: {', '.join(found.names[i] for i in kept)}; of {of}", *notes(headers)),
         "provenance": dict(routing.provenance) | {"seed": seed, "of": of},
     }
-    layers = _row(total, drawn, null) | {"n": np.full(len(routing.layers), found.tokens.sum())}
+    lone = found.prompts[kept] < 2
+    layers = _row(total, drawn, null, lone) | {
+        "n": np.full(len(routing.layers), found.tokens.sum())
+    }
     pairs = list(combinations(range(len(kept)), 2))
-    parts = [_row(total[[a, b]], drawn[:, [a, b]], null[:, [a, b]]) for a, b in pairs]
+    parts = [
+        _row(total[both], drawn[:, both], null[:, both], lone[both]) for both in map(list, pairs)
+    ]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     names, size = np.array(found.names)[kept], len(routing.layers)
     ends = {
@@ -130,10 +136,12 @@ def permuted(
     return out
 
 
-def _row(total: np.ndarray, drawn: np.ndarray, null: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of one set of groups, a row a layer."""
+def _row(
+    total: np.ndarray, drawn: np.ndarray, null: np.ndarray, lone: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Columns of one set of groups, a row a layer; no bounds where a group is a `lone` prompt."""
     value, chance = js(total), js(null)
-    low, high = np.quantile(js(drawn), [0.025, 0.975], axis=0)
+    low, high = around(value, np.where(lone.any(), np.nan, js(drawn)), 0.0)
     return {
         "js": value,
         "chance": chance.mean(0),

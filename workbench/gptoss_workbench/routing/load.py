@@ -15,8 +15,6 @@ the weights, which are the softmax over the kept k. The table says which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from gptoss_workbench.routing.ratios import has_logits, notes, selected, spoken
@@ -35,7 +33,10 @@ def load_balance(
     resamples: int = 200,
     seed: int = 0,
 ) -> Table:
-    """Balance of every group and layer; bounds from prompts drawn again."""
+    """Balance of every group and layer.
+
+    Bounds come from prompts drawn again; they are NaN for a group with fewer than two.
+    """
     routing = selected(routing, headers)
     of = "probabilities" if has_logits(routing) else "weights"
     hits = draws(routing, by, resamples=resamples, seed=seed)
@@ -46,15 +47,18 @@ def load_balance(
         "group": np.repeat(np.array(hits.names)[kept], len(routing.layers)),
         "layer": np.tile(routing.layers, len(kept)),
     }
+    most = {"gini": 1.0, "entropy": float(np.log2(routing.n_experts))}
     for name, statistic in (("cv", cv), ("gini", gini), ("entropy", entropy)):
-        columns |= _with_bounds(name, statistic, hits, kept)
-    columns |= _aux(hits, mass, kept)
+        value, drawn = statistic(hits.total), statistic(hits.drawn)
+        columns |= _bounded(name, name, value, drawn, hits, kept, most.get(name, np.inf))
+    value, drawn = aux_loss(hits.total, mass.total), aux_loss(hits.drawn, mass.drawn)
+    columns |= _bounded("aux_loss", "aux", value, drawn, hits, kept)
     columns["dead"] = (hits.total[kept] == 0).sum(-1).ravel()
     columns["chance_cv"] = np.sqrt((1 - p) / (p * n))
     columns["n"] = n
     return Table(
         columns,
-        title=f"Load of the experts, by {by or 'nothing'}",
+        title="Load of the experts" + (f", by {by}" if by else ""),
         source="CV, Gini, entropy of N_e; aux = E Σ f_e p_e (Switch, 2101.03961), Σ f_e = 1",
         units={"entropy": "bits", "dead": f"of {routing.n_experts} experts", "n": "tokens"},
         notes=(
@@ -96,17 +100,16 @@ def aux_loss(counts: np.ndarray, mass: np.ndarray) -> np.ndarray:
     return counts.shape[-1] * (shares(counts) * shares(mass)).sum(-1)
 
 
-def _with_bounds(
-    name: str, statistic: Callable[[np.ndarray], np.ndarray], hits: Draws, kept: list[int]
+def _bounded(
+    name: str,
+    short: str,
+    value: np.ndarray,
+    drawn: np.ndarray,
+    hits: Draws,
+    kept: list[int],
+    most: float = np.inf,
 ) -> dict[str, np.ndarray]:
-    low, high = hits.bounds(statistic)
-    value = statistic(hits.total)
-    triple = ((name, value), (f"{name}_low", low), (f"{name}_high", high))
-    return {key: each[kept].ravel() for key, each in triple}
-
-
-def _aux(hits: Draws, mass: Draws, kept: list[int]) -> dict[str, np.ndarray]:
-    value, drawn = aux_loss(hits.total, mass.total), aux_loss(hits.drawn, mass.drawn)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    triple = (("aux_loss", value), ("aux_low", low), ("aux_high", high))
+    """A measure [group, layer] and its bounds as columns."""
+    low, high = hits.group_bounds(value, drawn, most)
+    triple = ((name, value), (f"{short}_low", low), (f"{short}_high", high))
     return {key: each[kept].ravel() for key, each in triple}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gptoss_workbench.intervals import around
 from gptoss_workbench.routing.ratios import clusters
 from gptoss_workbench.routing.trace import RoutingTrace
 
@@ -22,17 +23,31 @@ class Draws(NamedTuple):
     names: list[str]
     tokens: np.ndarray
     """int64 [group]"""
+    prompts: np.ndarray
+    """int64 [group], those that have tokens in it"""
     total: np.ndarray
     """float64 [group, layer, expert]"""
     drawn: np.ndarray
     """float64 [resample, group, layer, expert]"""
 
     def bounds(
-        self, statistic: Callable[[np.ndarray], np.ndarray]
+        self, statistic: Callable[[np.ndarray], np.ndarray], most: float = np.inf
     ) -> tuple[np.ndarray, np.ndarray]:
-        """2.5 % and 97.5 % quantiles of a statistic of [..., group, layer, expert]."""
-        low, high = np.nanquantile(statistic(self.drawn), [0.025, 0.975], axis=0)
-        return low, high
+        """Bounds, 0 to `most`, of a statistic of [..., group, layer, expert]."""
+        values = statistic(self.drawn)
+        if self.prompts.sum() < 2:
+            values = np.full_like(values, np.nan)
+        return around(statistic(self.total), values, 0.0, most)
+
+    def group_bounds(
+        self, estimate: np.ndarray, drawn: np.ndarray, most: float = np.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds, 0 to `most`, of each group's [group, layer], drawn [resample, group, layer].
+
+        Resamples without a token of the group count for nothing.
+        """
+        seen = (self.drawn.sum(-1) > 0) & (self.prompts > 1)[:, None]
+        return around(estimate, np.where(seen, drawn, np.nan), 0.0, most)
 
 
 def draws(
@@ -47,7 +62,7 @@ def draws(
     names, _ = routing.groups(by)
     shape = (len(names), len(routing.layers), routing.n_experts)
     total, drawn = np.zeros(shape), np.zeros((resamples, *shape))
-    tokens = np.zeros(len(names), np.int64)
+    tokens, prompts = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
     for each in clusters(routing, by, of):
         times = np.stack([times_drawn(int(p), resamples, seed) for p in each.prompt], 1)
         for g in np.unique(each.group):
@@ -56,7 +71,8 @@ def draws(
             total[g] += flat.sum(0).reshape(shape[1:])
             drawn[:, g] += (times[:, mine] @ flat).reshape(resamples, *shape[1:])
             tokens[g] += each.tokens[mine].sum()
-    return Draws(names, tokens, total, drawn)
+            prompts[g] += mine.sum()
+    return Draws(names, tokens, prompts, total, drawn)
 
 
 def times_drawn(prompt: int, resamples: int, seed: int) -> np.ndarray:
