@@ -70,21 +70,32 @@ class _Linear(torch.autograd.Function):
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x Wᵀ + bias for a weight [outer, inner] stored along either axis; no gradient."""
+    parts = in_parts(x, weight, bias, dtype)
+    if len(parts) == 1:
+        return parts[0]
+    y = torch.empty_like(parts[0], dtype=dtype)
+    launch(merge_kernel, (triton.cdiv(y.numel(), 512),), parts, bias, y, y.numel(), len(weight),
+           len(parts), BLOCK=512, num_warps=4)  # fmt: skip
+    return y
+
+
+def in_parts(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Float[Tensor, "part *rows outer"]:
+    """x Wᵀ + bias in one part, or what several are the sum of: in float32, without the bias."""
     outer, inner = weight.shape
-    y = x.new_empty((*x.shape[:-1], outer), dtype=dtype)
     rows = x.shape[:-1].numel()
     sizes = tile(kind("linear", x, weight), rows, x.device)
     count, length = pieces(outer, inner, sizes.inner)
     tiles = triton.cdiv(rows, sizes.rows) * triton.cdiv(outer, sizes.cols)
-    x = terms(x)
+    split = terms(x)
     if count == 1 or tiles >= FEW:
-        _start(x, weight, bias, y, (tiles,), length, sizes)
-        return y
-    parts = x.new_empty((count, rows, outer), dtype=torch.float32)
-    _start(x, weight, None, parts, (tiles, count), length, sizes)
-    launch(merge_kernel, (triton.cdiv(y.numel(), 512),), parts, bias, y, y.numel(), outer, count,
-           BLOCK=512, num_warps=4)  # fmt: skip
-    return y
+        whole = split.new_empty((1, *x.shape[:-1], outer), dtype=dtype)
+        _start(split, weight, bias, whole, (tiles,), length, sizes)
+        return whole
+    parts = split.new_empty((count, *x.shape[:-1], outer), dtype=torch.float32)
+    _start(split, weight, None, parts, (tiles, count), length, sizes)
+    return parts
 
 
 def kind(name: str, x: Tensor, weight: Tensor) -> str:

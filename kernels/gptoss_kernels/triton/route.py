@@ -13,9 +13,7 @@ from torch import Tensor
 
 from gptoss_kernels.route import Route
 from gptoss_kernels.triton.launch import launch
-from gptoss_kernels.triton.linear import check, kind, options, pieces, terms
-from gptoss_kernels.triton.linear_kernels import YES, piece
-from gptoss_kernels.triton.tiles import tile
+from gptoss_kernels.triton.linear import check, in_parts
 
 GONE = tl.constexpr(-0x7FFFFFFFFFFFFFFF)
 """Below the order of every expert."""
@@ -50,25 +48,27 @@ def router(
     weight: Float[Tensor, "expert d_model"],
     bias: Float[Tensor, " expert"],
     k: int,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "batch pos expert"], Route]:
-    """`linear`, `choose` and `weigh` in one launch, bit for bit; no gradient."""
-    experts, inner = weight.shape
+    """`linear` to `dtype` (default: that of `x`), `choose` and `weigh`, bit for bit; no gradient.
+
+    Two launches: the second puts the sums of `linear` together, chooses and weighs.
+    """
     check("router", x=x, weight=weight, bias=bias)
-    if x.shape[-1] != inner:
-        raise ValueError(f"router: x ends in {x.shape[-1]} but the weight maps {inner} inputs")
-    sizes = tile(kind("linear", x, weight), 1, x.device)
-    logits = x.new_empty((*x.shape[:-1], experts))
+    if x.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"router: x ends in {x.shape[-1]} but the weight maps {weight.shape[-1]} inputs"
+        )
+    parts = in_parts(x.detach(), weight.contiguous(), bias, dtype or x.dtype)
+    many, experts = len(parts) > 1, len(weight)
+    logits = torch.empty_like(parts[0], dtype=dtype or x.dtype) if many else parts[0]
     _check(logits, k)
-    if experts > sizes.cols:
-        raise ValueError(f"router: a tile holds {sizes.cols} experts; got {experts}")
     indices = torch.empty(*x.shape[:-1], k, dtype=torch.int64, device=x.device)
-    weights = torch.empty(*x.shape[:-1], k, dtype=torch.float32, device=x.device)
-    split, rows = terms(x.detach()), x.shape[:-1].numel()
-    launch(_router_kernel, (triton.cdiv(rows, sizes.rows),), split, weight.contiguous(),
-           bias.contiguous(), logits, indices, weights, rows, experts, inner,
-           pieces(experts, inner, sizes.inner)[1], k, TERMS=len(split),
-           EVEN=inner % sizes.inner == 0, BM=sizes.rows, BN=sizes.cols, BK=sizes.inner,
-           **options(sizes, x.device))  # fmt: skip
+    weights = torch.empty(indices.shape, dtype=torch.float32, device=x.device)
+    launch(_route_kernel, (x.shape[:-1].numel(),), parts if many else None, bias.contiguous(),
+           logits, indices, weights, logits.numel(), len(parts), experts, k,
+           EXPERTS=triton.next_power_of_2(experts), num_warps=1)  # fmt: skip
     return logits, Route(indices, weights)
 
 
@@ -165,33 +165,31 @@ def _gradient_kernel(
     tl.store(to_logits_ptr + token * experts + e, spread.to(kind), mask=e < experts)
 
 
-@triton.jit(do_not_specialize=("rows",))
-def _router_kernel(
-    x_ptr, w_ptr, bias_ptr, logits_ptr, indices_ptr, weights_ptr, rows, experts, inner, length, k,
-    TERMS: tl.constexpr, EVEN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+@triton.jit(do_not_specialize=("size",))
+def _route_kernel(
+    parts_ptr, bias_ptr, logits_ptr, indices_ptr, weights_ptr, size, parts, experts, k,
+    EXPERTS: tl.constexpr,
 ):  # fmt: skip
-    """Logits of all experts for a tile of tokens, in the pieces of `linear`, then the choice."""
-    m, e = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM), tl.arange(0, BN)
-    x_at = x_ptr + (tl.minimum(m, rows - 1) * inner)[None, :]
-    w_at = w_ptr + (tl.minimum(e, experts - 1) * inner)[:, None]
-    total = tl.zeros([BN, BM], tl.float32)
-    for first in range(0, inner, length):
-        total += piece(x_at, w_at, e < experts, first, tl.minimum(first + length, inner),
-                       rows.to(tl.int64) * inner, 1, TERMS, EVEN, YES, BM, BN, BK)  # fmt: skip
-    total += tl.load(bias_ptr + e, mask=e < experts, other=0.0).to(tl.float32)[:, None]
-    stored = total.to(logits_ptr.dtype.element_ty)
-    real = (m < rows)[None, :]
-    at = m[None, :] * experts + e[:, None]
-    tl.store(logits_ptr + at, stored, mask=real & (e < experts)[:, None])
+    """One token: its logits, which are first summed if there are parts, then choice and weights."""
+    token, e = tl.program_id(0).to(tl.int64), tl.arange(0, EXPERTS)
+    real, at = e < experts, token * experts + e
+    if parts_ptr is not None:
+        total, part_at = tl.zeros([EXPERTS], tl.float32), parts_ptr + at
+        for _ in range(parts):
+            total += tl.load(part_at, mask=real, other=0.0)
+            part_at += size
+        total += tl.load(bias_ptr + e, mask=real, other=0.0).to(tl.float32)
+        stored = total.to(logits_ptr.dtype.element_ty)
+        tl.store(logits_ptr + at, stored, mask=real)
+    else:
+        stored = tl.load(logits_ptr + at, mask=real, other=0.0)
     logits = stored.to(tl.float32)
-    key = order(logits, e[:, None], experts)
-    rank = tl.full([BN, BM], BN, tl.int32)
+    key = order(logits, e, experts)
+    rank = tl.full([EXPERTS], EXPERTS, tl.int32)
     for nth in range(k):
-        best = tl.max(key, 0)[None, :]  # pyright: ignore
+        best = tl.max(key, 0)
         rank = tl.where(key == best, nth, rank)
         key = tl.where(key == best, tl.full(key.shape, GONE, tl.int64), key)
     weights = softmax(logits, rank, k, 0)  # pyright: ignore
-    slot_at, chosen = m[None, :] * k + rank, real & (rank < k)
-    tl.store(indices_ptr + slot_at, (e[:, None] + tl.zeros_like(rank)).to(tl.int64), mask=chosen)
-    tl.store(weights_ptr + slot_at, weights, mask=chosen)
+    tl.store(indices_ptr + token * k + rank, e.to(tl.int64), mask=rank < k)
+    tl.store(weights_ptr + token * k + rank, weights, mask=rank < k)

@@ -1,9 +1,13 @@
 """Triton's routing: the reference's choice, ties and NaN included, and its weights."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from gptoss_kernels import route as plain
+from gptoss_kernels.triton import launch
+from gptoss_kernels.triton import linear as module
 from gptoss_kernels.triton.linear import linear
 from gptoss_kernels.triton.route import choose, router, weigh
 
@@ -53,15 +57,40 @@ def test_company_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 19])
-def test_the_router_in_one_launch_has_the_bits_of_three(rows, dtype):
-    x, weight = draw(1, rows, 45, dtype=dtype), draw(9, 45, seed=1, dtype=torch.bfloat16)
+@pytest.mark.parametrize("wanted", [None, torch.float32])
+@pytest.mark.parametrize("rows, few", [(1, 64), (19, 64), (19, 1)])
+def test_the_router_has_the_bits_of_its_three_operations(rows, few, wanted, dtype, monkeypatch):
+    """With few rows the sums come in parts, of which bfloat16 has 2 launches, not 4."""
+    monkeypatch.setattr(module, "FEW", few)
+    monkeypatch.setattr(module, "PIECE", 40)
+    x, weight = draw(1, rows, 75, dtype=dtype), draw(9, 75, seed=1, dtype=torch.bfloat16)
     bias = draw(9, seed=2, dtype=torch.bfloat16)
-    logits, route = router(x, weight, bias, 3)
-    each = linear(x[:, :16], weight, bias)
-    assert torch.equal(logits[:, :16], each)
-    assert torch.equal(route.indices, choose(logits, 3))
-    assert torch.equal(route.weights, weigh(logits, route.indices))
+    with counting(monkeypatch) as seen:
+        logits, route = router(x, weight, bias, 3, dtype=wanted)
+    assert seen == ["split_kernel"] * (dtype == torch.float32) + ["linear_kernel", "_route_kernel"]
+    with counting(monkeypatch) as seen:
+        each = linear(x, weight, bias, dtype=wanted)
+        indices = choose(each, 3)
+        weights = weigh(each, indices)
+    assert ("merge_kernel" in seen) == (few == 64)
+    assert logits.dtype == each.dtype and torch.equal(logits, each)
+    assert torch.equal(route.indices, indices) and torch.equal(route.weights, weights)
+
+
+@contextmanager
+def counting(monkeypatch):
+    launched = []
+    monkeypatch.setattr(launch, "counting", True)
+    monkeypatch.setattr(launch, "launched", launched)
+    yield launched
+    monkeypatch.setattr(launch, "counting", False)
+
+
+def test_the_router_puts_nan_first_and_the_lower_of_equals():
+    bias = torch.tensor([0.0, 1, 1, torch.nan, 0])
+    logits, route = router(torch.ones(1, 2, 4), torch.zeros(5, 4), bias, 4)
+    assert torch.equal(route.indices, plain.choose(logits, 4))
+    assert route.indices[0, 0].tolist() == [3, 1, 2, 0]
 
 
 def test_what_does_not_fit_is_refused():

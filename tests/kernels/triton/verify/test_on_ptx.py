@@ -42,7 +42,7 @@ PARITY = {
     "attention_gradient": "bfloat16 or same_bits",
     "lens": "to_the_bit or equal_logits",
     "sae": "top_k_is or company",
-    "route": "equals or company or same_bits",
+    "route": "equals or company or router",
     "route_edited": "company or bits",
     "unembed": "bits",
 }
