@@ -333,6 +333,33 @@ def test_chunks_and_padding_do_not_move_a_scope(small, tokens):
         small(tokens, past_key_values=small.new_cache(), edits=[ban(0, tokens=-1)])
 
 
+def test_a_scope_without_a_token_raises_and_says_what_is_there(nano):
+    text = "Given E is 7."
+    with pytest.raises(EditError, match="acted on no token; no token here is 'E'; there is ' E'"):
+        nano(text, edits=[ban([0, 1], tokens="E")])
+    with pytest.raises(EditError, match="the longest row has 5 tokens"):
+        nano(text, edits=[ban([0, 1], tokens=slice(100, 200))])
+    with pytest.raises(EditError, match="the voices here are final"):
+        nano("<|start|>assistant<|channel|>final<|message|>7", edits=[ban(0, channels="analysis")])
+    nano(text, edits=[ban([0, 1], tokens=" E")])
+
+
+def test_texts_of_one_block_may_each_lack_what_an_edit_means(nano):
+    with nano.edited(ban([0, 1], tokens=" E")):
+        nano("Given E is 7.")
+        nano("Given B is 7.")
+    with (
+        pytest.raises(EditError, match="no token here is ' E'"),
+        nano.edited(ban([0, 1], tokens=" E"), ban(3)),
+    ):
+        nano("Given B is 7.")
+        nano("Given C is 7.")
+    with nano.edited(ban([0, 1], tokens=" E")):
+        assert nano.active_edits  # nothing ran
+    assert nano.generate("Given B", max_new_tokens=2, edits=[ban(0, tokens=" E")])
+    assert nano.active_edits == ()
+
+
 # -- channels ---------------------------------------------------------------------------------
 
 

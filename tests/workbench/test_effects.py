@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gptoss_hooks import EditError, scale, set_k, steer, steer_experts, swap, zero
+from gptoss_hooks import EditError, ban, scale, set_k, steer, steer_experts, swap, zero
 from gptoss_workbench.effect_controls import control_of, matched
 from gptoss_workbench.effects import effect_table
 from gptoss_workbench.nano.data import PLANTED_LAYER, expert_group, sample
@@ -92,3 +92,11 @@ def test_only_what_the_named_voices_say_is_counted(nano):
         effect_table(nano, edit, texts, voices="analyses", controls=0)
     with pytest.raises(ValueError, match="nothing to count"):
         effect_table(nano, edit, texts, voices="commentary", controls=0)
+
+
+def test_a_scope_that_no_text_has_is_refused_and_one_that_some_have_is_not(nano):
+    texts = ["Given E is 7. Find E?"] * 3 + ["Given B is 7. B is 1. C is 2. Find B?"] * 3
+    table = effect_table(nano, ban(range(4), layers=2, tokens=" E"), texts, controls=1)
+    assert table["effect"][0] != 0
+    with pytest.raises(EditError, match="acted on no token; the voices here are"):
+        effect_table(nano, ban(range(4), layers=2, channels="final"), texts, controls=1)

@@ -62,7 +62,32 @@ class Scope:
             out = out & self._at(edit)
         if edit.channels is not None:
             out = out & self._spoken(edit)
+        idle = self.model.idle
+        if idle.get(id(edit), "") is not None:
+            acts = self.continued or bool(out.any())
+            idle[id(edit)] = None if acts else self._why_idle(edit)
         return out
+
+    def _why_idle(self, edit: Edit) -> str:
+        """What an edit's scope asks for, and what is here instead."""
+        if isinstance(edit.tokens, slice):
+            return f"the longest row has {int(self.positions.max()) + 1} tokens"
+        if edit.tokens is not None and isinstance(edit.tokens[0], str):
+            return self._no_text(edit.tokens)
+        if edit.channels is not None and self._voices is not None:
+            there = sorted({VOICES[code] for code in self._voices.unique().tolist() if code >= 0})
+            return f"the voices here are {', '.join(there)}"
+        return "there are only pads"
+
+    def _no_text(self, wanted: Sequence[str]) -> str:
+        """A token that is not here, with one that is and differs by a space or a capital."""
+        assert self.tokens is not None
+        tokenizer = self.model.require_tokenizer()
+        here = set(tokenizer.strings(self.tokens[self.positions >= 0].unique().tolist()))
+        alike = {text.strip().lower() for text in wanted}
+        near = sorted(text for text in here if text.strip().lower() in alike)
+        said = f"no token here is {' or '.join(map(repr, wanted))}"
+        return f"{said}; there is {', '.join(map(repr, near))}" if near else said
 
     def _at(self, edit: Edit) -> Tensor:
         wanted = edit.tokens

@@ -112,21 +112,22 @@ class _Runner:
         """Sum and count of the metric, by prompt and group."""
         total = np.zeros((len(self.rows), self.n))
         count = np.zeros_like(total)
-        for at, (tokens, mask) in self.batches(edits):
-            values = self._values(tokens, mask, edits)
-            for row, prompt in enumerate(at):
-                code = self.codes[prompt]
-                kept = values[row][: len(code)]
-                for g in range(self.n):
-                    total[prompt, g] += kept[code == g].sum()
-                    count[prompt, g] += (code == g).sum()
+        with self.model.edited(*edits):
+            for at, (tokens, mask) in self.batches(edits):
+                values = self._values(tokens, mask)
+                for row, prompt in enumerate(at):
+                    code = self.codes[prompt]
+                    kept = values[row][: len(code)]
+                    for g in range(self.n):
+                        total[prompt, g] += kept[code == g].sum()
+                        count[prompt, g] += (code == g).sum()
         return _Score(total, count)
 
-    def _values(self, tokens: Tensor, mask: Tensor, edits: Sequence[Edit]) -> np.ndarray:
+    def _values(self, tokens: Tensor, mask: Tensor) -> np.ndarray:
         if self.metric == "loss":
-            loss = self.model(tokens, "loss", loss_per_token=True, attention_mask=mask, edits=edits)
+            loss = self.model(tokens, "loss", loss_per_token=True, attention_mask=mask)
             return loss.double().cpu().numpy()
-        logits = self.model(tokens, attention_mask=mask, edits=edits)
+        logits = self.model(tokens, attention_mask=mask)
         return self.metric(logits, tokens, mask).double().cpu().numpy().reshape(len(tokens), 1)
 
 

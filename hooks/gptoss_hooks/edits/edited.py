@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from gptoss_hooks.edits.check import check
 from gptoss_hooks.edits.edit import Edit
+from gptoss_hooks.points import EditError
 
 
 class Edited:
@@ -15,6 +16,9 @@ class Edited:
 
     active_edits: tuple[Edit, ...] = ()
     """in the order they act"""
+
+    idle: dict[int, str | None]
+    """by an active edit's id: why it has acted on no token so far, None once it has"""
 
     text_grows: bool = False
     """whether what runs is a text still being written, so that rows have no end yet"""
@@ -33,9 +37,14 @@ class Edited:
         """Run the block under edits, after those already active; leaving it, they are gone.
 
         with model.edited(ban(3, layers=2), steer("resid_post", v, layers=1)): model(prompt)
+
+        Raises EditError for an edit that cannot act: at once where the model shows it, at the end
+        where none of the block's texts has a token that `tokens=` or `channels=` mean.
         """
         root: Any = self
         before = self.active_edits
+        if not before:
+            self.idle = {}
         if edits:
             check(edits, root)
             self.active_edits = (*before, *edits)
@@ -43,3 +52,7 @@ class Edited:
             yield self
         finally:
             self.active_edits = before
+            idle = [(edit, self.idle.pop(id(edit), None)) for edit in edits]
+        for edit, why in idle:
+            if why is not None:
+                raise EditError(f"{edit}: acted on no token; {why}")

@@ -86,8 +86,10 @@ def trace_routing(
     strings = vocabulary_strings(model)
     store = _Memory(about, strings) if folder is None else shards.Folder(folder, about, strings)
     prompts = read_prompts(model, texts, labels=labels, max_tokens=max_tokens)
-    route = _Router(model, options, edits)
-    with _bar(count(texts), store.finished, progress) as bar:
+    route = _Router(model, options)
+    with model.edited(*edits), _bar(count(texts), store.finished, progress) as bar:
+        if store.finished:  # those prompts may hold the tokens that an edit means
+            model.idle.update(dict.fromkeys(map(id, edits)))
         try:
             for window in windows(prompts, shard_tokens):
                 if not store.has(window):
@@ -129,9 +131,8 @@ def _options(
 class _Router:
     """Runs windows: batches of like length, put together again in corpus order."""
 
-    def __init__(self, model: Any, options: Options, edits: Sequence[Any]):
+    def __init__(self, model: Any, options: Options):
         self.model, self.options = model, options
-        self.edits = {"edits": list(edits)} if edits else {}
         self.capture = Capture(options.layers, model.config.num_local_experts, options.keep)
         tokenizer = getattr(model, "tokenizer", None)
         self.labeller = None if tokenizer is None else Labeller(tokenizer)
@@ -154,7 +155,7 @@ class _Router:
         device = self.model.cfg.device
         tokens, mask = (torch.from_numpy(each).to(device) for each in (batch.tokens, batch.mask))
         self.capture.start(mask)
-        self.model(tokens, attention_mask=mask, return_type=None, **self.edits)
+        self.model(tokens, attention_mask=mask, return_type=None)
         return self.capture.finish()
 
     def _record(self, window: Window, columns: dict[str, np.ndarray]) -> Record:
