@@ -4,6 +4,7 @@
 they ran on, without Python. A number that was read on the host would stay what it was.
 """
 
+import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gptoss_hooks import ablate, bias, patch, scale, steer
 from gptoss_hooks.edits import tree
 from gptoss_kernels.triton.launch import launch as start
-from gptoss_workbench import decoder, step_edits
+from gptoss_workbench import decoder, spare, step_edits
 from gptoss_workbench.checkpoint.synthetic import TINY, random_tensors
 from gptoss_workbench.config import alternating_layers
 from gptoss_workbench.decoder import Decoder
@@ -235,3 +236,52 @@ def test_an_edit_amid_an_edited_route_says_that_it_waits(model, tokens, captured
         assert fixed.edits.wait == waits
     with pytest.raises(AssertionError, match="waits"):
         stepped(model, tokens, fixed, [[logits, route]])
+
+
+# -- from one generation to the next ---
+
+
+@pytest.fixture
+def write(model, tokens, monkeypatch, captured):
+    """write(edits): what is generated with captured steps, from nothing kept at first."""
+    monkeypatch.setattr(decoder, "worthwhile", lambda model: True)
+    monkeypatch.setattr(model, "spare", spare.Spare())
+    monkeypatch.setattr(spare, "STEP", 8)
+
+    def write(edits, rows=1):
+        prompts = tokens[:, :START].expand(rows, -1)
+        return model.generate(prompts, max_new_tokens=3, stop_at_eos=False, edits=edits)
+
+    return write
+
+
+def test_the_next_generation_needs_no_capture(model, write, captured, monkeypatch):
+    found = [write(varied(value)) for value in (0.5, -4.0)]
+    assert len(captured) == 1 and not torch.equal(*found)
+    write([])
+    assert len(captured) == 2 and model.spare.decoder.model is None
+    monkeypatch.setattr(decoder, "worthwhile", lambda model: False)
+    assert all(map(torch.equal, found, [write(varied(value)) for value in (0.5, -4.0)]))
+    assert model.spare.decoder is None
+
+
+def test_a_decoder_is_not_taken_up_where_it_does_not_fit(model, write, captured, monkeypatch):
+    write([])
+    kept = model.spare.decoder
+    assert copy.deepcopy(model.spare).decoder is None
+    assert kept.resumes(model, 1, 8) and not kept.resumes(model, 1, 9)
+    assert not kept.resumes(model, 2, 5)
+    weight = model.unembed.weight
+    monkeypatch.setattr(weight, "data", weight.data.clone())
+    assert not kept.resumes(model, 1, 5)
+    monkeypatch.setattr(spare, "KEPT", kept.nbytes - 1)
+    model.spare.keep(kept)
+    assert len(captured) == 1 and model.spare.take(model, 1, 5) is None
+
+
+def test_two_streams_at_a_time_do_not_share_a_decoder(model, tokens, write, captured):
+    alone = write([])[0, START:].tolist()
+    prompts = tokens[:, :START]
+    streams = [model.stream(prompts, max_new_tokens=3, stop_at_eos=False) for _ in range(2)]
+    found = [(a.token, b.token) for a, b in zip(*streams, strict=True)]
+    assert found == [(token, token) for token in alone] and len(captured) == 2

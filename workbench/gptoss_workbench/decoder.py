@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gptoss_hooks.edits import tree
 from gptoss_hooks.edits.aligned import Run
 from gptoss_hooks.points import HookPoint
 from gptoss_kernels import rope
@@ -44,11 +45,18 @@ def watched(modules: Iterable[nn.Module]) -> bool:
     return False
 
 
+def addresses(model: nn.Module) -> list[int]:
+    """Where the weights of a model lie, which a captured step takes for granted."""
+    return [each.data_ptr() for each in (*model.parameters(), *model.buffers())]
+
+
 class Decoder:
     """Runs one token a row after what `cache` holds; both are filled in place."""
 
     def __init__(self, model: Any, cache: KVCache, *, room: int):
-        self.model, self.modules = model, list(model.modules())
+        self.model: Any = model
+        self.modules = list(model.modules())
+        self.weights = addresses(model)
         self.cache = FixedCache(cache, model.config, room=room)
         assert self.cache.lengths is not None
         self.device = self.cache.lengths.device
@@ -58,6 +66,27 @@ class Decoder:
         self.logits = torch.empty(0)
         self.again: Callable[[], None] | None = None
         """does what was captured once more"""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and edits."""
+        return self.cache.nbytes + sum(t.nbytes for t in tree.tensors(self.edits.held))
+
+    def rest(self) -> None:
+        """Let go of the model, which may keep this for its next text, until `resumes`."""
+        self.model, self.modules, self.edits.model = None, [], None
+        self.cache.history = []
+
+    def resumes(self, model: Any, rows: int, room: int) -> bool:
+        """Go on for a model with another text of so many rows and tokens, once `cache` holds it.
+
+        False where it has no room, or the model no longer lies where it lay.
+        """
+        frozen = self.given.is_inference() and not torch.is_inference_mode_enabled()
+        if frozen or addresses(model) != self.weights or not self.cache.fits(rows, room):
+            return False
+        self.model, self.modules, self.edits.model = model, list(model.modules()), model
+        return True
 
     def next_logits(
         self, tokens: Int[Tensor, "batch 1"], mask: Bool[Tensor, "batch 1"]

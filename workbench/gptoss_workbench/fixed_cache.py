@@ -24,9 +24,16 @@ class _Place:
     """
 
     def __init__(self, positions: Tensor, places: int):
-        self.used, self.places = positions.shape[1], places
-        self.next = torch.tensor([self.used], device=positions.device)
-        self.positions = positions.new_full((len(positions), places), PAD)
+        self.used, self.places = 0, places
+        self.next = torch.zeros(1, dtype=torch.long, device=positions.device)
+        self.positions = positions.new_empty((len(positions), places))
+        self.restart(positions)
+
+    def restart(self, positions: Tensor) -> None:
+        """Hold other positions [batch, place] from the front, and nothing behind them."""
+        self.used = positions.shape[1]
+        self.next.fill_(self.used)
+        self.positions.fill_(PAD)
         self.positions[:, : self.used] = positions
 
     def keep_last(self, count: int) -> None:
@@ -46,12 +53,17 @@ class FixedLayer:
     """One layer's keys and values [batch, place, kv_head, d_head]."""
 
     def __init__(self, k: Tensor, v: Tensor, place: _Place, *, first: bool):
-        self.place, self.first, held = place, first, k.shape[1]
+        self.place, self.first, self.seen = place, first, 0
         shape = (k.shape[0], place.places)
-        self.k, self.v = (each.new_zeros((*shape, *each.shape[2:])) for each in (k, v))
-        self.seen = 0
+        self.k, self.v = (each.new_empty((*shape, *each.shape[2:])) for each in (k, v))
+        self.restart(k, v)
+
+    def restart(self, k: Tensor, v: Tensor) -> None:
+        """Hold other keys and values from the front, and zeros behind them."""
+        held = k.shape[1]
         for store, part in ((self.k, k), (self.v, v)):
             store[:, :held] = part
+            store[:, held:] = 0
 
     def extend(
         self,
@@ -77,10 +89,6 @@ class FixedCache(KVCache):
     def __init__(self, cache: KVCache, config: Config, *, room: int):
         super().__init__(config)
         assert cache.lengths is not None
-        self.lengths, self.seen, self.history = cache.lengths.clone(), cache.seen, cache.history
-        self.known = self.lengths.cpu().clone()
-        """`lengths` on the CPU, so that a step need not ask the device"""
-        self._voices, self._heard = cache._voices, cache._heard
         windows = [layer.window for layer in cache.layers]
         self.window = next((window for window in windows if window is not None), None)
         self.places: dict[int | None, _Place] = {}
@@ -92,9 +100,37 @@ class FixedCache(KVCache):
                 size = _size(window, room, layer.k.shape[1])
                 self.places[window] = _Place(layer.positions, size)
             fixed = FixedLayer(layer.k, layer.v, self.places[window], first=first)
-            fixed.seen = layer.seen
             self.layers.append(fixed)  # pyright: ignore[reportArgumentType]
             layer.forget()  # one copy at a time, not one a layer
+        self.lengths = cache.lengths.clone()
+        self._count_as(cache)
+
+    def _count_as(self, cache: KVCache) -> None:
+        """Have seen what another cache has seen."""
+        assert cache.lengths is not None and self.lengths is not None
+        self.lengths.copy_(cache.lengths)
+        self.known = cache.lengths.cpu().clone()
+        """`lengths` on the CPU, so that a step need not ask the device"""
+        self.seen, self.history = cache.seen, cache.history
+        self._voices, self._heard = cache._voices, cache._heard
+        for layer in self.layers:
+            layer.seen = self.seen
+
+    def fits(self, rows: int, room: int) -> bool:
+        """Whether a text of so many rows and tokens has room here."""
+        enough = all(_size(w, room, 0) <= place.places for w, place in self.places.items())
+        return enough and len(self.known) == rows
+
+    def restart(self, cache: KVCache) -> None:
+        """Hold what another cache holds instead, at the same addresses; that one forgets it."""
+        for kept, layer in zip(self.layers, cache.layers, strict=True):
+            assert isinstance(kept, FixedLayer) and layer.positions is not None
+            assert layer.k is not None and layer.v is not None
+            if kept.first:
+                kept.place.restart(layer.positions)
+            kept.restart(layer.k, layer.v)
+            layer.forget()
+        self._count_as(cache)
 
     def positions(self, mask: Tensor) -> Int[Tensor, "batch pos"]:
         """Positions of a new chunk's real tokens (padding: -1); makes room for the chunk."""

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from gptoss_hooks.edits import Edit
 from gptoss_hooks.root import HookedRoot
-from gptoss_workbench import decoder, harmony
+from gptoss_workbench import decoder, harmony, spare
 from gptoss_workbench.decoder import Decoder
 from gptoss_workbench.generation import Generation, Piece, Texts
 from gptoss_workbench.kv_cache import KVCache
 from gptoss_workbench.sampling import Draw, Sampling
+from gptoss_workbench.spare import Spare
 from gptoss_workbench.text import Text, TextMixin, pad
 from gptoss_workbench.tokenizer import Tokenizer
 
@@ -36,6 +37,7 @@ class GenerateMixin(TextMixin, HookedRoot):
 
     generation_config: dict[str, Any]
     last_generation: Generation | None
+    spare: Spare
 
     def render(self, messages: Any, **options: Any) -> list[int]:
         """Messages to prompt tokens, in the form this checkpoint was trained on."""
@@ -219,22 +221,27 @@ class GenerateMixin(TextMixin, HookedRoot):
         out.stopped = [self._why(end, []) for end in ends]
         draw = Draw(sampling, out.seed, len(out.prompts))
         room = tokens.shape[1] + max(min(end.max_new_tokens, end.room) for end in ends)
+        kept = self.spare.take(self, len(tokens), room)
         cache: Any = KVCache(self.config, room=room) if use_cache else None
-        while running := [row for row, why in enumerate(out.stopped) if why == INTERRUPTED]:
-            with torch.no_grad(), self.edited(*edits), self.being_written():
-                logits = self._next_logits(tokens, mask, cache, chunk)
-                if isinstance(cache, KVCache) and decoder.worthwhile(self):
-                    cache = Decoder(self, cache, room=room)
-                chosen = draw(logits, out.completions)
-            for row in running:
-                out.completions[row].append(chosen[row])
-                out.stopped[row] = self._why(ends[row], out.completions[row])
-            yield [(row, chosen[row]) for row in running]
-            was_on = torch.zeros_like(mask[:, :1])
-            was_on[running] = True
-            step = torch.tensor(chosen)[:, None]
-            tokens = step if use_cache else torch.cat([tokens, step], 1)
-            mask = was_on if use_cache else torch.cat([mask, was_on], 1)
+        try:
+            while running := [row for row, why in enumerate(out.stopped) if why == INTERRUPTED]:
+                with torch.no_grad(), self.edited(*edits), self.being_written():
+                    logits = self._next_logits(tokens, mask, cache, chunk)
+                    if isinstance(cache, KVCache) and decoder.worthwhile(self):
+                        cache = spare.begin(self, kept, cache, room)
+                    chosen = draw(logits, out.completions)
+                for row in running:
+                    out.completions[row].append(chosen[row])
+                    out.stopped[row] = self._why(ends[row], out.completions[row])
+                yield [(row, chosen[row]) for row in running]
+                was_on = torch.zeros_like(mask[:, :1])
+                was_on[running] = True
+                step = torch.tensor(chosen)[:, None]
+                tokens = step if use_cache else torch.cat([tokens, step], 1)
+                mask = was_on if use_cache else torch.cat([mask, was_on], 1)
+        finally:
+            if isinstance(cache, Decoder):
+                self.spare.keep(cache)
 
     def _why(self, end: _End, written: list[int]) -> str:
         """Why a row is at its end; while it is not, what an interrupt would leave there."""

@@ -26,7 +26,8 @@ from gptoss_workbench.kv_cache import KVCache
 from gptoss_workbench.layers import EXPERT_PARTS, Block, Norm, frozen
 from gptoss_workbench.lens_config import lens_config
 from gptoss_workbench.moving import Moving
-from gptoss_workbench.text import Batch, Text, as_mask
+from gptoss_workbench.spare import Spare
+from gptoss_workbench.text import Batch, as_mask
 from gptoss_workbench.tokenizer import Tokenizer
 from gptoss_workbench.weights import WeightViews
 
@@ -103,11 +104,12 @@ class GptOss(WeightViews, GenerateMixin):
         inverse, concentration = _frequencies(config)
         self.frequencies = rope.Frequencies(inverse.to(device), concentration)
         self.last_trace = self.last_generation = None
+        self.spare = Spare()
         self.setup()
 
     def forward(
         self,
-        input: Text | Int[Tensor, "batch pos"],
+        input: Any = None,
         return_type: str | None = "logits",
         loss_per_token: bool = False,
         prepend_bos: bool = False,
@@ -117,13 +119,16 @@ class GptOss(WeightViews, GenerateMixin):
         stop_at_layer: int | None = None,
         past_key_values: KVCache | None = None,
         *,
+        messages: Any = None,
         logits_to_keep: int = 0,
         edits: Sequence[Edit] = (),
     ) -> Any:
         """Run the model.
 
         Args:
-            input: tokens [batch, pos], text, or with `start_at_layer` the residual entering it.
+            input: tokens [batch, pos], text, a Generation, or with `start_at_layer` the residual
+                entering it. Text and lists of different length are padded on the right.
+            messages: a harmony conversation instead of `input`.
             return_type: "logits", "loss", "both" or None (nothing beyond what hooks ask for).
             attention_mask: [batch, pos], 0 or False on padding (left or right).
             stop_at_layer: return the residual entering this layer instead of logits.
@@ -140,6 +145,7 @@ class GptOss(WeightViews, GenerateMixin):
             raise ValueError(f"return_type is logits, loss, both or None; got {return_type!r}")
         if start_at_layer is not None and return_type in ("loss", "both"):
             raise ValueError("start_at_layer: a residual has no tokens to take a loss on")
+        input = self.asked(input, messages, "forward")
         batch = self._batch(input, attention_mask, padding_side, prepend_bos, start_at_layer)
         tokens = batch.tokens if start_at_layer is None else None
         cache = past_key_values
@@ -249,9 +255,10 @@ class GptOss(WeightViews, GenerateMixin):
 
     def trace(
         self,
-        input: Text | Tensor | None = None,
+        input: Any = None,
         *,
         attention_mask: Tensor | None = None,
+        padding_side: str | None = None,
         messages: Any = None,
         names_filter: NameFilter = None,
         pos_slice: Any = None,
@@ -263,14 +270,13 @@ class GptOss(WeightViews, GenerateMixin):
         """One forward pass recorded as a `Trace`: tokens, spans, routing, chosen activations.
 
         model.trace("What is 2 + 2?", names_filter=["resid_post"])
+
+        `input` is what `forward` takes; `pos_slice` keeps a run of neighbouring places.
         """
         from gptoss_workbench.trace_run import trace_run
 
-        if (input is None) == (messages is None):
-            raise ValueError("trace: give either input= or messages=")
-        if messages is not None:
-            input = torch.tensor([self.render(messages)])
-        tokens, mask = self.read(cast(Any, input), attention_mask)
+        input = self.asked(input, messages, "trace")
+        tokens, mask = self.read(input, attention_mask, padding_side)
         with self.edited(*edits):
             return trace_run(
                 self, tokens, mask, names_filter=names_filter, pos_slice=pos_slice,
