@@ -15,6 +15,7 @@ from gptoss_hooks import heap, memory, names
 from gptoss_hooks.cache import ActivationCache, act_name
 from gptoss_hooks.edits.edited import Edited
 from gptoss_hooks.points import HookFunction, HookPoint
+from gptoss_hooks.positions import PositionSlice
 
 NameFilter = str | Sequence[str | tuple[Any, ...]] | Callable[[str], bool] | None
 Hooks = Iterable[tuple[str | Callable[[str], bool], HookFunction]]
@@ -28,6 +29,8 @@ class InputSize(NamedTuple):
     past: int
     """positions already in the KV cache"""
     device: torch.device
+    mask: Tensor | None = None
+    """[batch, pos] False on padding; None where there is none"""
 
 
 class HookPointInfo(NamedTuple):
@@ -265,9 +268,9 @@ class HookedRoot(Edited, nn.Module):
         def keep_gradient(grad: Tensor, hook: HookPoint) -> None:
             keep(grad.detach(), hook, "_grad")
 
-        self._refuse_if_too_large(list(at), model_args, model_kwargs, where, device)
         limits = {"stop_at_layer": stop_at_layer, "start_at_layer": start_at_layer}
         model_kwargs |= {name: layer for name, layer in limits.items() if layer is not None}
+        self._refuse_if_too_large(list(at), model_args, model_kwargs, where, device)
         backward = [(name, keep_gradient) for name in at] if incl_bwd else []
         with (
             self.recording(list(at), keep),
@@ -282,11 +285,12 @@ class HookedRoot(Edited, nn.Module):
         return output, cache if return_cache_object else cache.cache_dict
 
     def _refuse_if_too_large(
-        self, chosen: list[str], args: tuple, kwargs: dict, where: "PositionSlice", device: Any
+        self, chosen: list[str], args: tuple, kwargs: dict, where: PositionSlice, device: Any
     ) -> None:
         size = self.input_size(*args, **kwargs)
         if size is not None:
-            batch, pos, past, home = size
+            batch, pos, past, home, mask = size
+            where.refuse_padding(mask)
             self.check_cache_fits(chosen, batch, pos, device or home, where, past)
 
     def input_size(self, *args: Any, **kwargs: Any) -> "InputSize | None":
@@ -298,7 +302,7 @@ class HookedRoot(Edited, nn.Module):
         chosen: NameFilter,
         batch: int,
         pos: int,
-        where: "PositionSlice | None" = None,
+        where: PositionSlice | None = None,
         past: int = 0,
     ) -> int:
         """Bytes a cache of these hook points would hold for an input of this size."""
@@ -318,7 +322,7 @@ class HookedRoot(Edited, nn.Module):
         batch: int,
         pos: int,
         device: torch.device | str = "cpu",
-        where: "PositionSlice | None" = None,
+        where: PositionSlice | None = None,
         past: int = 0,
     ) -> None:
         """Refuse, before it is started, a cache that would not fit in free memory."""
@@ -328,31 +332,6 @@ class HookedRoot(Edited, nn.Module):
             f"a cache of {len(self.hook_names(chosen))} hook points for {batch} x {pos} tokens",
             "Keep less with names_filter= or pos_slice=, or put it elsewhere with device=.",
         )
-
-
-class PositionSlice:
-    """A TransformerLens position slice (int, tuple, slice, list or their Slice), by axis name."""
-
-    def __init__(self, given: Any = None):
-        given = getattr(given, "slice", given)
-        self.given = slice(*given) if isinstance(given, tuple) else given
-
-    def __call__(self, tensor: Tensor, axes: Sequence[str]) -> Tensor:
-        """Slice the position (or query) axis, if the tensor has one."""
-        axis = next((i for i, name in enumerate(axes) if name in ("pos", "query")), None)
-        if self.given is None or axis is None:
-            return tensor
-        return tensor[(slice(None),) * axis + (self.given,)]
-
-    def length(self, size: int) -> int:
-        """How many of `size` positions are kept."""
-        if self.given is None:
-            return size
-        if isinstance(self.given, int):
-            return 1
-        if isinstance(self.given, slice):
-            return len(range(*self.given.indices(size)))
-        return len(self.given)
 
 
 def _rank(name: str, at: dict[str, int]) -> tuple[int, bool]:

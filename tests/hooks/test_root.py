@@ -9,7 +9,8 @@ from torch import nn
 from gptoss_hooks import memory
 from gptoss_hooks.names import UnknownHook
 from gptoss_hooks.points import HookPoint
-from gptoss_hooks.root import HookedRoot, InputSize, PositionSlice
+from gptoss_hooks.positions import PositionSlice
+from gptoss_hooks.root import HookedRoot, InputSize
 
 
 class Half(nn.Module):
@@ -52,7 +53,7 @@ class Toy(HookedRoot):
         }
 
     def input_size(self, x, **kwargs):
-        return InputSize(*x.shape[:2], 0, x.device)
+        return InputSize(x.shape[0], x.shape[1], 0, x.device)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from gptoss_hooks import memory
 from gptoss_hooks.points import EditError, HookPoint
-from gptoss_hooks.root import PositionSlice
+from gptoss_hooks.positions import PositionSlice
 from gptoss_kernels.backend import available
 from gptoss_workbench.config import alternating_layers
 

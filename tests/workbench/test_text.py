@@ -6,6 +6,7 @@ import torch
 from gptoss_workbench.text import pad
 
 RAGGED = ["B is 1.", "G is B plus 7. Find G?"]
+QUESTION = [{"role": "user", "content": RAGGED[1]}]
 
 
 @pytest.mark.parametrize(("side", "first"), [("left", [0, 0, 5]), ("right", [5, 0, 0])])
@@ -87,3 +88,45 @@ def test_without_a_tokenizer_text_says_what_is_missing(tiny):
 def test_a_mask_beside_text_is_refused(nano):
     with pytest.raises(ValueError, match="text makes its own mask"):
         nano("B is 1.", attention_mask=torch.ones(1, 3))
+
+
+def test_lists_of_different_length_are_padded_as_texts_are(nano):
+    rows = [nano.tokenizer.encode(text) for text in RAGGED]
+    with torch.no_grad():
+        assert torch.equal(nano(rows), nano(RAGGED))
+        assert torch.equal(nano(rows, padding_side="left"), nano(RAGGED, padding_side="left"))
+    with pytest.raises(ValueError, match="row 1 is empty"):
+        nano([[1, 2], []])
+
+
+def test_a_conversation_and_a_generation_are_taken_wherever_tokens_are(nano):
+    said = nano.generate(messages=QUESTION, max_new_tokens=5)
+    asked = torch.tensor(said.prompts)
+    with torch.no_grad():
+        assert torch.equal(nano(messages=QUESTION), nano(asked))
+        assert torch.equal(nano.run_with_cache(messages=QUESTION)[0], nano(asked))
+        assert torch.equal(nano(said), nano(said.tokens))
+    assert torch.equal(nano.trace(said).tokens, said.tokens)
+    with pytest.raises(ValueError, match="either input= or messages="):
+        nano("B", messages=QUESTION)
+
+
+@pytest.mark.parametrize("given", [QUESTION[0], QUESTION, ["B", 3], [["B"], ["G"]]], ids=str)
+def test_what_is_no_input_is_told_what_is(nano, given):
+    for call in (nano, nano.run_with_cache, nano.trace):
+        with pytest.raises(ValueError, match=r"expected text.*conversation is messages=\[...\]"):
+            call(given)
+
+
+def test_the_last_place_of_ragged_rows_is_not_padding(nano):
+    for call in (nano.run_with_cache, nano.trace):
+        with pytest.raises(ValueError, match="pos_slice=-1 counts padding: row 0"):
+            call(RAGGED, pos_slice=-1)
+    names = {"names_filter": ["resid_post"], "pos_slice": -1}
+    _, cache = nano.run_with_cache(RAGGED, padding_side="left", **names)
+    trace = nano.trace(RAGGED, padding_side="left", **names)
+    assert trace.mask.all() and len(trace.to_pandas("tokens")) == 2
+    for row, text in enumerate(RAGGED):
+        alone = nano.run_with_cache(text, **names)[1]["resid_post", -1][0]
+        assert torch.equal(cache["resid_post", -1][row], alone)
+        assert torch.equal(trace.activations["blocks.3.hook_resid_post"][row, 0], alone)

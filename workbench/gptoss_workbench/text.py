@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from gptoss_hooks.root import InputSize
+from gptoss_workbench import harmony
 from gptoss_workbench.config import Config
 from gptoss_workbench.lens_config import LensConfig
 from gptoss_workbench.tokenizer import Tokenizer
@@ -136,20 +137,30 @@ class TextMixin:
         """The display string of one token."""
         return self.require_tokenizer().strings([int(token)])[0]
 
+    def asked(self, input: Any, messages: Any, function: str) -> Any:
+        """The input, or the rendered messages as tokens [1, pos]: one of the two is given."""
+        if (input is None) == (messages is None):
+            raise ValueError(f"{function}: give either input= or messages=")
+        if messages is None:
+            return input
+        return torch.tensor([harmony.render_tokens(messages, self.require_tokenizer())])
+
     def read(
         self,
-        input: Text | Tensor,
+        input: Any,
         mask: Tensor | None = None,
         padding_side: str | None = None,
         prepend_bos: bool = False,
     ) -> Batch:
-        """Check an input and turn it into tokens and mask on the model's device."""
-        if _is_text(input):
-            if mask is not None:
-                raise ValueError("attention_mask= goes with tokens; text makes its own mask")
-            tokens, mask = self.encode_batch(cast(Text, input), padding_side, prepend_bos)
-        else:
-            tokens = torch.as_tensor(input)
+        """Check an input and turn it into tokens and mask on the model's device.
+
+        Taken are text, texts, tokens [batch, pos], lists of ids (rows of different length are
+        padded as texts are), and a Generation, whose prompts and completions are read.
+        """
+        tokens, made = self._tokens(input, padding_side, prepend_bos)
+        if mask is not None and made is not None:
+            raise ValueError("attention_mask= goes with tokens; text makes its own mask")
+        mask = made if mask is None else mask
         if tokens.numel() == 0:
             raise ValueError("input is empty; there is nothing to run")
         tokens = tokens[None] if tokens.ndim == 1 else tokens
@@ -167,13 +178,54 @@ class TextMixin:
         tokens = tokens.long().to(self.cfg.device)
         return Batch(tokens, as_mask(mask, tokens.shape, tokens.device))
 
-    def input_size(self, input: Any, *_: Any, **kwargs: Any) -> InputSize:
-        """Size of a forward call, for the estimate made before a cache is filled."""
-        tokens = self.encode_batch(input).tokens if _is_text(input) else torch.as_tensor(input)
-        shape = tokens.shape
-        cache = kwargs.get("past_key_values")
-        batch, pos = shape[:2] if len(shape) > 1 else (1, shape[0])
-        return InputSize(batch, pos, 0 if cache is None else len(cache), self.cfg.device)
+    def _tokens(
+        self, input: Any, padding_side: str | None, prepend_bos: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens of any kind of input, and the mask where the input itself says it."""
+        batch = getattr(input, "batch", None)  # a Generation's
+        if isinstance(batch, Batch):
+            return batch
+        if _is_text(input):
+            return self.encode_batch(cast(Text, input), padding_side, prepend_bos)
+        if isinstance(input, list | tuple) and input and all(map(_is_row, input)):
+            rows = [[int(token) for token in row] for row in input]
+            if len({len(row) for row in rows}) > 1:
+                if [] in rows:
+                    raise ValueError(f"input: row {rows.index([])} is empty; nothing to run there")
+                return pad(rows, self.pad_id, padding_side or "right")
+        try:
+            return torch.as_tensor(input), None
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                "input: expected text, a list of texts, tokens [batch, pos], lists of token ids, "
+                f"or a Generation; got {type(input).__name__}. A conversation is messages=[...]"
+            ) from error
+
+    def input_size(
+        self,
+        input: Any = None,
+        return_type: Any = None,
+        loss_per_token: bool = False,
+        prepend_bos: bool = False,
+        padding_side: str | None = None,
+        attention_mask: Tensor | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        past_key_values: Any = None,
+        *,
+        messages: Any = None,
+        **_: Any,
+    ) -> InputSize:
+        """Size and mask of a forward call, for the checks made before a cache is filled."""
+        tokens, mask = self.asked(input, messages, "forward"), attention_mask
+        if start_at_layer is None:
+            tokens, made = self._tokens(tokens, padding_side, prepend_bos)
+            mask = made if mask is None else mask
+        shape = tokens.shape if tokens.ndim > 1 else torch.Size([1, *tokens.shape])
+        if mask is not None:
+            mask = as_mask(mask, shape[:2], self.cfg.device)
+        past = 0 if past_key_values is None else len(past_key_values)
+        return InputSize(shape[0], shape[1], past, self.cfg.device, mask)
 
     def check_length(self, longest: int) -> None:
         """Refuse more tokens than the model knows positions for."""
@@ -185,6 +237,10 @@ class TextMixin:
             )
 
 
+def _is_row(row: Any) -> bool:
+    return isinstance(row, list | tuple) and all(isinstance(token, int) for token in row)
+
+
 def _is_text(input: Any) -> bool:
-    first = input[0] if isinstance(input, list) and input else input
-    return isinstance(first, str)
+    rows = input if isinstance(input, list) and input else [input]
+    return all(isinstance(row, str) for row in rows)

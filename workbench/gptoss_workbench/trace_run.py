@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gptoss_hooks import axes as glossary
 from gptoss_hooks.decompose import is_single, take
-from gptoss_hooks.root import NameFilter, PositionSlice
+from gptoss_hooks.positions import PositionSlice
+from gptoss_hooks.root import NameFilter
 from gptoss_workbench import harmony
 from gptoss_workbench.provenance import provenance
 from gptoss_workbench.trace import PLACES, Context, Routing, Trace
@@ -60,6 +61,7 @@ def trace_run(
     names = [] if names_filter is None else model.hook_names(names_filter)
     routers = router_names(model, router_logits) if routing else []
     where = _neighbours(pos_slice, tokens.shape[1])
+    PositionSlice(pos_slice).refuse_padding(mask)
     wanted = list(dict.fromkeys([*names, *routers]))
     model.check_cache_fits(wanted, *tokens.shape, device, PositionSlice(where))
     recorder = _Recorder()
