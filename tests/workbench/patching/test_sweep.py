@@ -200,8 +200,8 @@ def test_cells_that_change_nothing_have_the_value_of_the_base_and_no_run(odd, mo
         odd, clean, corrupted, sites="mlp_out", positions=range(8), **options
     )
     last = behind.cells.layer == 2
-    both, judged = 2, 1
-    assert runs == {"model": both + judged, "attn": [both, both + 1, both + 1],
+    both = 2
+    assert runs == {"model": both, "attn": [both, both + 1, both + 1],
                     "mlp": [both, both + 1, both + 1]}  # fmt: skip
     for found, silent in ((before, slice(None)), (behind, last)):
         np.testing.assert_array_equal(found.value[silent] - found.corrupted, 0)

@@ -58,7 +58,7 @@ class Copies:
         """
         last, start = self.model.n_layers - 1, self.base.width - wide if wide else self.first
         name = f"{layer}.hook_resid_pre" if layer <= last else f"{last}.hook_resid_post"
-        return self.base.kept[f"blocks.{name}"][:, start:].repeat(n, 1, 1)
+        return _spread(self.base.kept[f"blocks.{name}"][:, start:], n).contiguous()
 
     def through(
         self, layer: int, x: Tensor, hooks: Sequence[tuple[str, HookFunction]] = ()
@@ -88,25 +88,25 @@ class Copies:
         if not n:
             return x[:, late:]
         normed, attn = block.ln1(x), block.attn
-        turn = tuple(each.repeat(n, 1, 1) for each in self._turn)
-        positions = self._positions[:, self.first :].repeat(n, 1)
+        *turn, positions = (_spread(each, n) for each in self._turn)
         with self.model.hooks(hooks):
             seen = self._before(layer, n)
             if late:
                 k, v = _keys(attn, normed, turn)
                 seen = Seen(*seen.extend(k[:, :late], v[:, :late], positions[:, :late]))
             cache = SimpleNamespace(layers={layer: seen}) if seen.k.shape[1] else None
-            turn = tuple(each[:, late:] for each in turn)
-            x = x[:, late:]
-            return x + attn(normed[:, late:], x, block.ln1, turn, positions[:, late:], cache)
+            x, normed, positions, *turn = (each[:, late:] for each in (x, normed, positions, *turn))
+            return x + attn(normed, x, block.ln1, turn, positions, cache)
 
     @cached_property
     def _positions(self) -> Tensor:
         return self.model.new_cache().positions(self.base.mask)
 
     @cached_property
-    def _turn(self) -> tuple[Tensor, Tensor]:
-        return rope.tables(self._positions[:, self.first :], self.model.frequencies)
+    def _turn(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosine, sine and number of the positions that are run, [batch, pos, ...]."""
+        positions = self._positions[:, self.first :]
+        return *rope.tables(positions, self.model.frequencies), positions
 
     def _before(self, layer: int, n: int) -> Seen:
         """The base's keys and values before the first position, as far back as the layer sees."""
@@ -121,26 +121,27 @@ class Copies:
         Behind the rows of `x` come those of n more copies, with what patches behind this layer's
         attention make of them.
         """
-        wide = x.shape[1]
+        wide, own, batch = x.shape[1], x.shape[0] * x.shape[1], len(self.base.mask)
         patches = [each.since(self.base.width - wide) for each in patches]
-        mids = [self._mid(each) for each in patches if each.site in BEFORE_EXPERTS]
-        own, *posts = self._mix(layer, [x.flatten(0, 1), *mids])
+        before = [each for each in patches if each.site in BEFORE_EXPERTS]
+        behind = [each for each in patches if each.site not in BEFORE_EXPERTS]
+        mixed = self._mix(layer, torch.cat([x.flatten(0, 1), *map(self._mid, before)]))
         if not n:
-            return own.view_as(x)
-        out = torch.cat([own.view_as(x), self.fresh(layer + 1, n, wide)])
-        for each in patches:
-            post = posts.pop(0) if each.site in BEFORE_EXPERTS else self._post(each)
-            row = each.places.cell * len(self.base.mask) + each.places.batch
-            at = (row + 1) * wide + each.places.pos - self.base.width
-            out.view(-1, out.shape[2]).index_copy_(0, at, post)
-        return out
+            return mixed.view_as(x)
+        rows = [each.places.cell * batch + each.places.batch for each in before + behind]
+        pos = [each.places.pos - self.base.width for each in before + behind]
+        at = (torch.cat(rows) + 1) * wide + torch.cat(pos)
+        if torch.equal(at, torch.arange(own, own + n * batch * wide, device=at.device)):
+            x = torch.cat([mixed, *map(self._post, behind)]) if behind else mixed
+        else:
+            x = torch.cat([mixed[:own], self.fresh(layer + 1, n, wide).flatten(0, 1)])
+            x.index_copy_(0, at, torch.cat([mixed[own:], *map(self._post, behind)]))
+        return x.view(-1, wide, x.shape[1])
 
-    def _mix(self, layer: int, mids: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What experts leave of tokens behind attention, all in one call; each [token, d_model]."""
-        sizes, block = [len(each) for each in mids], self.model.blocks[layer]
-        x = torch.cat([each for each in mids if len(each)] or list(mids[:1]))[None]
-        x = x + block.mlp(block.ln2(x)) if x.shape[1] else x
-        return x[0].split(sizes)
+    def _mix(self, layer: int, x: Tensor) -> Tensor:
+        """What experts leave of tokens behind attention, [token, d_model]."""
+        block = self.model.blocks[layer]
+        return x + block.mlp(block.ln2(x[None]))[0] if len(x) else x
 
     def _mid(self, each: Patch) -> Tensor:
         """The residual that a patch leaves behind attention, [entry, d_model]."""
@@ -168,7 +169,7 @@ class Copies:
             return out
 
         with self.model.hooks([(each.hook, write)]):
-            return self._mix(each.layer, [mid])[0]
+            return self._mix(each.layer, mid)
 
     def _base(self, name: str, each: Patch) -> Tensor:
         """The base's activation of a layer at the tokens that a patch changes, [entry, ...]."""
@@ -177,21 +178,25 @@ class Copies:
 
     def judge(self, x: Tensor, metric: Metric) -> Tensor:
         """The metric of final residuals, [copy, batch] (one column if it judges whole batches)."""
-        last, batch = self.model.n_layers, len(self.base.mask)
-        wide = metric.keep or x.shape[1]
+        batch, wide = len(self.base.mask), metric.keep or x.shape[1]
         step = max(1, LOGITS_AT_ONCE // (batch * wide * self.model.config.vocab_size)) * batch
+        logits = (self._read(rows, metric.keep) for rows in x.split(step))
+        return torch.cat([metric(each.unflatten(0, (-1, batch))) for each in logits])
+
+    def _read(self, x: Tensor, keep: int) -> Tensor:
+        """Logits of final residuals, under the model's edits if there are any."""
+        if not self.model.active_edits:
+            return self.model.unembed(self.model.ln_final(x)[:, -keep:])
         mask = self.base.mask[:, self.base.width - x.shape[1] :]
-        parts = []
-        for rows in x.split(step):
-            seen = mask.repeat(len(rows) // batch, 1)
-            logits = self.model(
-                rows, attention_mask=seen, start_at_layer=last, logits_to_keep=metric.keep
-            )
-            parts.append(metric(logits.unflatten(0, (-1, batch))))
-        return torch.cat(parts)
+        return self.model(
+            x,
+            attention_mask=mask.repeat(len(x) // len(mask), 1),
+            start_at_layer=self.model.n_layers,
+            logits_to_keep=keep,
+        )
 
 
-def _keys(attn: Any, normed: Tensor, turn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def _keys(attn: Any, normed: Tensor, turn: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Keys, turned, and values of a layer's normed input, and nothing else of its attention."""
     k, v = (
         attn.ops.linear(normed, each.weight, each.bias).unflatten(-1, (attn.kv_heads, -1))

@@ -255,8 +255,9 @@ def chunks(study: Study, first: np.ndarray, batch_tokens: int) -> Iterator[np.nd
 def _chunk(copies: Copies, study: Study, cells: Cells) -> Tensor:
     """The metric of one batch of cells, sorted as `chunks` does."""
     base, batch = study.base, len(study.base.tokens)
-    at = places_of(cells, base, study.other, copies.first)
-    patches = [patch(at.of(rows), rows[0], base, study.other) for rows in groups(cells)]
+    firsts = sorted(rows[0] for rows in groups(cells))
+    places = places_of(cells, base, study.other, copies.first).split(firsts)
+    patches = [patch(*each, base, study.other) for each in zip(places, firsts, strict=True)]
     exists = torch.stack([each.exists(len(cells), batch) for each in patches]).any(0)
     run = _by_halves if study.plain else _by_layers
     value = copies.judge(run(copies, cells, patches, study.metric.keep), study.metric)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,10 +32,11 @@ class Places(NamedTuple):
         """Some of the entries."""
         return Places(self.cells, *(each[keep] for each in self[1:]))
 
-    def of(self, rows: np.ndarray) -> Places:
-        """The entries of cells that are neighbours."""
-        ends = torch.tensor([rows[0], rows[-1] + 1], device=self.cell.device)
-        return self.take(slice(*torch.searchsorted(self.cell, ends).tolist()))
+    def split(self, cells: Sequence[int]) -> list[Places]:
+        """The entries of the cells from each of these numbers on, up to the next."""
+        starts = torch.tensor([*cells, len(self.cells)], device=self.cell.device)
+        ends = torch.searchsorted(self.cell, starts).tolist()
+        return [self.take(slice(*pair)) for pair in pairwise(ends)]
 
 
 class Patch(NamedTuple):
@@ -92,15 +95,13 @@ def places_of(cells: Cells, base: Run, source: Run, start: int = 0) -> Places:
     together = cells.pos == ALL
     if together.any() and base.width != source.width:
         raise ValueError("positions='all' needs prompts of the same length; give pairs of places")
-    batch, counts = len(base.tokens), np.where(together, base.width - start, 1)
+    counts, examples = np.where(together, base.width - start, 1), np.arange(len(base.tokens))
     cell = np.repeat(np.arange(len(cells)), counts)
-    within = np.arange(len(cell)) - np.repeat(counts.cumsum() - counts, counts) + start
-    pos, src = (
-        np.where(each == ALL, within, each) for each in (cells.pos[cell], cells.source[cell])
-    )
-    examples = np.tile(np.arange(batch), len(cell))
-    columns = np.stack([cell.repeat(batch), examples, pos.repeat(batch), src.repeat(batch)])
-    at = Places(cells, *torch.as_tensor(columns).to(base.tokens.device))
+    within = start + np.arange(len(cell)) - np.repeat(counts.cumsum() - counts, counts)
+    pos, src = (np.where(together[cell], within, each[cell]) for each in (cells.pos, cells.source))
+    columns = np.stack(np.broadcast_arrays(*(x[:, None] for x in (cell, pos, src)), examples))
+    cell, pos, src, example = torch.as_tensor(columns).to(base.tokens.device).flatten(1)
+    at = Places(cells, cell, example, pos, src)
     if bool(base.mask.all() & source.mask.all()):
         return at
     return at.take(base.mask[at.batch, at.pos] & source.mask[at.batch, at.source])
