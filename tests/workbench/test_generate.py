@@ -107,6 +107,9 @@ def test_a_frequency_penalty_lowers_what_was_written():
         ({"attention_mask": [[0] * 13, [1] * 13]}, "row 0 is nothing but padding"),
         ({"max_new_tokens": -1}, "max_new_tokens must be >= 0"),
         ({"chunk": 0}, "chunk must be >= 1"),
+        ({"do_sample": False, "temperature": 3.0}, "temperature= cannot act with do_sample=False"),
+        ({"do_sample": False, "top_k": 5, "top_p": 0.5}, "top_k, top_p= cannot act"),
+        ({"seed": 3}, "seed= cannot act in greedy decoding"),
     ],
     ids=str,
 )
@@ -120,7 +123,42 @@ def test_settings_that_mean_nothing_are_refused_before_anything_runs(
         model.generate(**{"input": tokens} | options)
 
 
+@pytest.mark.parametrize("limits", [{"top_k": 20}, {"top_p": 0.9}, {"temperature": 3.0}], ids=str)
+def test_settings_of_a_draw_ask_for_draws(model, tokens, limits):
+    wanted = completions(model, tokens, do_sample=True, seed=3, **limits)
+    assert completions(model, tokens, seed=3, **limits) == wanted
+    assert wanted != completions(model, tokens)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0}, {"temperature": 0.0, "seed": 3}, {"temperature": 1.0, "top_p": 1.0}],
+    ids=str,
+)
+def test_what_leaves_the_choice_alone_goes_with_greedy(model, tokens, options):
+    greedy = completions(model, tokens)
+    assert completions(model, tokens, do_sample=False, **options) == greedy
+    if "top_p" not in options:
+        assert completions(model, tokens, **options) == greedy
+
+
 # -- where it stops ---
+
+
+def test_a_chat_has_room_to_answer_and_a_text_has_transformer_lens_s_ten(nano):
+    answer = nano.generate(messages=QUESTION)
+    assert answer.final == "8" and "no final message" not in repr(answer)
+    assert "".join(piece.text for piece in nano.stream(messages=QUESTION)) == answer.text
+    bare = nano.generate(nano.to_tokens("B is 1."), stop_at_eos=False, return_type="generation")
+    assert len(bare.completions[0]) == 10 and "no final message" not in repr(bare)
+
+
+def test_a_thought_that_is_cut_off_says_so_and_can_go_on(nano):
+    whole = nano.generate(messages=QUESTION)
+    part = nano.generate(messages=QUESTION, max_new_tokens=10)
+    assert part.final == "" and "no final message yet: raise max_new_tokens" in repr(part)
+    rest = nano.generate(part, 200)
+    assert part.analysis + rest.analysis == whole.analysis and rest.final == whole.final
 
 
 def test_a_stopped_row_stays_as_it_is_while_others_go_on(model, ragged):

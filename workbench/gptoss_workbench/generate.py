@@ -15,12 +15,14 @@ from gptoss_workbench import decoder, harmony, spare
 from gptoss_workbench.decoder import Decoder
 from gptoss_workbench.generation import Generation, Piece, Texts
 from gptoss_workbench.kv_cache import KVCache
-from gptoss_workbench.sampling import Draw, Sampling
+from gptoss_workbench.sampling import Draw, Sampling, asked
 from gptoss_workbench.spare import Spare
-from gptoss_workbench.text import Text, TextMixin, pad
+from gptoss_workbench.text import TextMixin, pad
 from gptoss_workbench.tokenizer import Tokenizer
 
 INTERRUPTED = "interrupted"
+TEXT_TOKENS, CHAT_TOKENS = 10, 512
+"""Most new tokens of a text and of a conversation where the caller names none."""
 
 
 class _End(NamedTuple):
@@ -46,14 +48,14 @@ class GenerateMixin(TextMixin, HookedRoot):
 
     def generate(
         self,
-        input: Text | Tensor | None = None,
-        max_new_tokens: int = 10,
+        input: Any = None,
+        max_new_tokens: int | None = None,
         stop_at_eos: bool = True,
         eos_token_id: int | list[int] | None = None,
-        do_sample: bool = False,
+        do_sample: bool | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         freq_penalty: float = 0.0,
         use_past_kv_cache: bool = True,
         prepend_bos: bool = False,
@@ -78,10 +80,13 @@ class GenerateMixin(TextMixin, HookedRoot):
         model.generate(messages=[{"role": "user", "content": "What is 2 + 2?"}]).final
 
         Args:
-            input: text, or tokens [batch, pos] (rows of different length with `attention_mask`).
+            input: text, tokens [batch, pos] (rows of different length as lists or with
+                `attention_mask`), or a Generation to go on with.
             messages: a harmony conversation instead of `input`; the result is a Generation.
+            max_new_tokens: None is 10 for `input` and 512 for `messages`.
             stop_at_eos: stop a row at <|return|>, <|call|>, <|endoftext|> or the config's eos.
-            temperature: 0 is greedy, as is do_sample=False.
+            do_sample: None is greedy unless `temperature`, `top_k` or `top_p` is given.
+            temperature: 0 is greedy; None is 1 where tokens are drawn.
             return_type: "input" (same kind as the input), "tokens", "str" or "generation".
             return_cache: return (result, ActivationCache), from one clean pass over the whole text.
             seed: of sampling; drawn and kept in the Generation when None.
@@ -94,7 +99,7 @@ class GenerateMixin(TextMixin, HookedRoot):
         kind = _result_kind(input, messages, return_type)
         if kind in ("str", "strs"):
             self.require_tokenizer()
-        sampling = Sampling(do_sample, temperature, top_k, top_p, freq_penalty)
+        sampling = asked(do_sample, temperature, top_k, top_p, freq_penalty, seed)
         prompts = self._prompts(
             input, attention_mask, messages, prepend_bos,
             tools=tools, effort=effort, date=date,
@@ -103,7 +108,7 @@ class GenerateMixin(TextMixin, HookedRoot):
         out = self._begin(prompts, sampling, seed)
         show = _Shower(self.tokenizer, stream, verbose, len(prompts))
         try:
-            ends = self._ends(out, max_new_tokens, stops)
+            ends = self._ends(out, _most(max_new_tokens, messages), stops)
             for drawn in self._steps(out, ends, sampling, use_past_kv_cache, chunk, edits):
                 show(drawn)
         except KeyboardInterrupt as interrupt:
@@ -114,14 +119,14 @@ class GenerateMixin(TextMixin, HookedRoot):
 
     def stream(
         self,
-        input: Text | Tensor | None = None,
-        max_new_tokens: int = 10,
+        input: Any = None,
+        max_new_tokens: int | None = None,
         stop_at_eos: bool = True,
         eos_token_id: int | list[int] | None = None,
-        do_sample: bool = False,
+        do_sample: bool | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         freq_penalty: float = 0.0,
         *,
         attention_mask: Tensor | None = None,
@@ -137,14 +142,14 @@ class GenerateMixin(TextMixin, HookedRoot):
 
         for piece in model.stream(messages=[...], max_new_tokens=100): print(piece.text, end="")
         """
-        sampling = Sampling(do_sample, temperature, top_k, top_p, freq_penalty)
+        sampling = asked(do_sample, temperature, top_k, top_p, freq_penalty, seed)
         prompts = self._prompts(
             input, attention_mask, messages, tools=tools, effort=effort, date=date
         )
         stops = self._stops(stop_at_eos, eos_token_id)
         out = self._begin(prompts, sampling, seed)
         texts = Texts(self.tokenizer, len(prompts))
-        ends = self._ends(out, max_new_tokens, stops)
+        ends = self._ends(out, _most(max_new_tokens, messages), stops)
         for drawn in self._steps(out, ends, sampling, True, chunk, edits):
             for row, token in drawn:
                 yield Piece(row, token, texts.add(row, token))
@@ -159,7 +164,6 @@ class GenerateMixin(TextMixin, HookedRoot):
 
     def _begin(self, prompts: list[list[int]], sampling: Sampling, seed: int | None) -> Generation:
         """An empty result, kept in `last_generation` while it is filled."""
-        sampling.check()
         if seed is None and sampling.do_sample:
             seed = int(torch.randint(1 << 31, ()))
         rows = [INTERRUPTED] * len(prompts)
@@ -285,6 +289,13 @@ class _Shower:
                 print(piece.text, end="", flush=True)
 
 
+def _most(max_new_tokens: int | None, messages: Any) -> int:
+    """Most tokens to write: TransformerLens's default for a text, room to think for a chat."""
+    if max_new_tokens is not None:
+        return max_new_tokens
+    return TEXT_TOKENS if messages is None else CHAT_TOKENS
+
+
 def _result_kind(input: Any, messages: Any, return_type: str | None) -> str:
     if return_type not in ("input", "tokens", "str", "generation", None):
         raise ValueError(
@@ -292,7 +303,7 @@ def _result_kind(input: Any, messages: Any, return_type: str | None) -> str:
         )
     if return_type not in ("input", None):
         return return_type
-    if messages is not None:
+    if messages is not None or isinstance(input, Generation):
         return "generation"
     if isinstance(input, str):
         return "str"

@@ -136,7 +136,17 @@ class Generation:
     def __repr__(self) -> str:
         shown = self.text if self.tokenizer is not None and self.completions else self.completions
         more = f" (+{len(self.completions) - 1} rows)" if len(self.completions) > 1 else ""
-        return f"Generation({shown!r}{more}, stopped by {self.stopped})"
+        return f"Generation({shown!r}{more}, stopped by {self.stopped}{self._unanswered()})"
+
+    def _unanswered(self) -> str:
+        """What to do about rows that were cut off while they thought."""
+        if self.tokenizer is None:
+            return ""
+        cut = [row for row, why in enumerate(self.stopped) if why in ("length", "context")]
+        channels = [{m.channel for m in self.messages_of(row)} for row in cut]
+        if not any(spoken - {None} and "final" not in spoken for spoken in channels):
+            return ""
+        return "; no final message yet: raise max_new_tokens, or go on with generate(this, ...)"
 
     def _repr_html_(self) -> str:
         row = self.prompts[0] + self.completions[0]
