@@ -8,7 +8,7 @@ import torch
 
 from gptoss_hooks import EditError, ban, scale, set_k, steer, steer_experts, swap, zero
 from gptoss_workbench.effect_controls import control_of, matched
-from gptoss_workbench.effects import effect_table
+from gptoss_workbench.effects import _against, effect_table
 from gptoss_workbench.nano.data import PLANTED_LAYER, expert_group, sample
 from gptoss_workbench.nano.language import LANGUAGES
 
@@ -100,3 +100,17 @@ def test_a_scope_that_no_text_has_is_refused_and_one_that_some_have_is_not(nano)
     assert table["effect"][0] != 0
     with pytest.raises(EditError, match="acted on no token; the voices here are"):
         effect_table(nano, ban(range(4), layers=2, channels="final"), texts, controls=1)
+
+
+def test_p_counts_from_the_middle_of_edit_and_controls_and_z_needs_a_spread():
+    drawn = np.array([[0.1, 0.0], [0.2, 0.0], [0.3, 0.0]])
+    found = _against(np.array([0.2, 5.0]), drawn)
+    assert found["p"].tolist() == [1.0, 0.25]
+    assert abs(found["z"][0]) < 1e-9 and np.isnan(found["z"][1])
+    assert _against(np.array([0.9, 5.0]), drawn)["p"][0] == 0.25
+
+
+def test_one_text_has_no_interval_and_the_least_p_is_said(nano):
+    table = effect_table(nano, ban([0, 1], layers=2), ["Given E is 7. Find E?"], controls=4)
+    assert np.isnan(table["low"][0]) and np.isnan(table["high"][0])
+    assert "p is at least 0.2" in repr(table)

@@ -5,8 +5,10 @@
 Controls are the same verbs with other targets: as many other experts of the same layer, each drawn
 from the half of the unnamed ones whose load (share of slots in the unedited run) is nearest to
 that of the expert it stands for; as many other heads or neurons of the layer; a Gaussian vector of
-equal norm. z and p compare the effect with its controls: p = (1 + controls at least as far from
-zero) / (1 + controls), the rank test of a randomisation with the edit itself among the draws.
+equal norm. z and p compare the effect with its controls: z in standard deviations of theirs (NaN
+where they hardly differ), p = (1 + controls at least as far from the middle) / (1 + controls), the
+rank test of a randomisation, its middle the mean of the controls and the edit. So p is at least
+1 / (1 + controls): 19 controls can show 0.05.
 SteerMoE (arXiv 2509.09660) and SAFEx (arXiv 2506.17368) compare with random experts likewise.
 """
 
@@ -30,6 +32,8 @@ from gptoss_workbench.tokenizer import Tokenizer
 
 Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits [batch pos vocab], tokens [batch pos], mask [batch pos]) -> one number a row [batch]"""
+ALIKE = 1e-4
+"""Controls whose spread is a smaller part of their distance to the effect do not differ."""
 TOKENS_AT_ONCE, LOGITS_AT_ONCE = 2048, 1 << 27
 """Places and logits of one batch, padding included."""
 
@@ -49,7 +53,7 @@ def effect_table(
     metric: str | Metric = "loss",
     groups: str | Sequence[str] | None = None,
     voices: str | Sequence[str] | None = None,
-    controls: int = 10,
+    controls: int = 19,
     seed: int = 0,
 ) -> Table:
     """Effect of an intervention by group of texts or tokens, with matched random controls.
@@ -227,7 +231,7 @@ def _table(
         f"Effect of {', '.join(map(repr, edits))}",
         "edited minus base; controls: " + (__doc__ or "").split("Controls are ")[1].split(" z ")[0],
         units=dict.fromkeys(measured, unit) if unit else {},
-        notes=(f"{len(drawn)} matched random controls; low, high: 95 % bootstrap over texts",),
+        notes=_notes(len(drawn)),
         provenance={
             "model": getattr(model, "name", None),
             "fingerprint": getattr(model, "fingerprint", None),
@@ -238,14 +242,22 @@ def _table(
     )
 
 
+def _notes(controls: int) -> tuple[str, ...]:
+    bounds = "low, high: 95 % bootstrap over texts, NaN for a single one"
+    if not controls:
+        return (bounds,)
+    return f"{controls} matched random controls; p is at least {1 / (1 + controls):.2g}", bounds
+
+
 def _against(effect: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
     """How the effect stands among its controls."""
     mean = drawn.mean(0)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     spread = drawn.std(0, ddof=1) if len(drawn) > 1 else np.full_like(mean, np.nan)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = (effect - mean) / spread
-    as_far = (np.abs(drawn) >= np.abs(effect)).sum(0)
+    varied = spread > ALIKE * np.abs(effect - mean)
+    z = np.divide(effect - mean, spread, out=np.full_like(mean, np.nan), where=varied)
+    middle = (drawn.sum(0) + effect) / (1 + len(drawn))
+    as_far = (np.abs(drawn - middle) >= np.abs(effect - middle) - 1e-12).sum(0)
     return {
         "control": mean, "control_low": low, "control_high": high,
         "z": z, "p": (1 + as_far) / (1 + len(drawn)),
