@@ -124,7 +124,11 @@ def steer(
 ) -> Steer:
     """Add `strength` times `vector` (in the activation's own units) to an activation."""
     where = _where("steer", site, layers, tokens, channels, heads, neurons, experts)
-    return Steer(*where, _values(vector, where, "steer"), _finite(strength, "steer", "strength"))
+    values = _values(vector, where, "steer")
+    for each in [values] if isinstance(values, Tensor) else values.values():
+        if not bool(each.isfinite().all()):
+            raise EditError("steer: the vector holds NaN or infinity")
+    return Steer(*where, values, _finite(strength, "steer", "strength"))
 
 
 def scale(

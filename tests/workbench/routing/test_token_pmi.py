@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gptoss_workbench.routing import trace_routing
 from gptoss_workbench.routing.token_pmi import gate_multiplier, token_pmi
 
 WAIT = 7
@@ -69,3 +70,13 @@ def test_loud_experts_of_the_language_cost_and_random_others_do_not(nano32, text
     assert table["rise"][0] > 0.2
     assert abs(table["random"][0]) < 0.05 * table["rise"][0]
     assert table["rise"][1] == table["random"][1] == 0
+
+
+def test_tokens_can_be_named_by_their_text(nano):
+    trace = trace_routing(nano, ["Given E is 7. B is E plus 1. Find B?"] * 2, progress=False)
+    by_text = token_pmi(trace, {"plus": [" plus"]})
+    by_id = token_pmi(trace, {"plus": [nano.to_single_token(" plus")]})
+    assert np.array_equal(by_text["npmi"], by_id["npmi"])
+    assert token_pmi(trace, " plus")["event"][0] == " plus"
+    with pytest.raises(ValueError, match="no token is 'pluss'"):
+        token_pmi(trace, ["pluss"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gptoss_workbench as wb
+from gptoss_hooks import EditError, steer
 from gptoss_workbench.nano import WORDS, sample
 from gptoss_workbench.nano.render import ANALYSIS
 from gptoss_workbench.patching import logit_difference
@@ -113,3 +114,13 @@ def test_what_cannot_be_measured_says_why(nano32, found):
         difference_of_means(nano32, ["a b", "c d"], ["b", "c"], positions=3)
     with pytest.raises(ValueError, match="no direction for layer 9"):
         found.vector(9)
+
+
+def test_one_text_in_place_of_a_list_is_refused(nano32):
+    with pytest.raises(ValueError, match="expected lists of prompts; got one text"):
+        difference_of_means(nano32, "Given E is 7.", ["Gegeben E ist 7.", "Gegeben B ist 1."])
+
+
+def test_a_vector_with_nan_is_refused():
+    with pytest.raises(EditError, match="NaN or infinity"):
+        steer("resid_post", torch.tensor([1.0, float("nan")]))

@@ -26,18 +26,25 @@ from gptoss_workbench.table import Table
 PAPER = "RICE (arXiv 2505.14681)"
 
 
-def token_pmi(routing: RoutingTrace, tokens: Mapping[str, Sequence[int]] | Sequence[int]) -> Table:
+Tokens = Sequence[int | str] | str
+"""Ids, or the texts of tokens."""
+
+
+def token_pmi(routing: RoutingTrace, tokens: Mapping[str, Tokens] | Tokens) -> Table:
     """nPMI of every expert with each of some tokens, largest first.
 
-        token_pmi(routing, {"wait": [812, 907], "so": [31]})
+        token_pmi(routing, {"wait": [" wait", " Wait"], "so": [31]})
 
     Args:
-        tokens: ids, each an event by itself, or name -> ids that count as one event.
+        tokens: ids or tokens' texts, each an event by itself, or name -> those that count as one.
 
     Columns: event, layer, expert, npmi, given (p(e | x)), base (p(e)), together (tokens x that go
     to e), n (tokens x). An event that does not occur is refused.
     """
-    events = dict(tokens) if isinstance(tokens, Mapping) else {str(i): [i] for i in tokens}
+    if isinstance(tokens, str):
+        tokens = [tokens]
+    listed = dict(tokens) if isinstance(tokens, Mapping) else {str(i): [i] for i in tokens}
+    events = {name: _ids(routing, each) for name, each in listed.items()}
     both, seen, uses, total = _counts(routing, list(events.values()))
     if missing := [name for name, count in zip(events, seen, strict=True) if not count]:
         raise ValueError(f"token_pmi: the selection holds no token of {missing}")
@@ -58,6 +65,25 @@ def token_pmi(routing: RoutingTrace, tokens: Mapping[str, Sequence[int]] | Seque
         [f"{int(total)} tokens; independent: 0; never together: -1"],
         dict(routing.provenance),
     ).sort("npmi", descending=True)
+
+
+def _ids(routing: RoutingTrace, tokens: Tokens) -> list[int]:
+    """Ids of tokens given by id or by text."""
+    out: list[int] = []
+    for each in [tokens] if isinstance(tokens, str) else tokens:
+        out += _with_text(routing, each) if isinstance(each, str) else [int(each)]
+    return out
+
+
+def _with_text(routing: RoutingTrace, text: str) -> list[int]:
+    if routing.strings is None:
+        raise ValueError(f"token_pmi: the model had no tokenizer, so give ids; got {text!r}")
+    found = [i for i, string in enumerate(routing.strings) if string == text]
+    if not found:
+        raise ValueError(
+            f"token_pmi: no token is {text!r}; tokens within a text begin with a space"
+        )
+    return found
 
 
 def npmi(joint: np.ndarray, x: np.ndarray, e: np.ndarray) -> np.ndarray:

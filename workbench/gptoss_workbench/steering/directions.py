@@ -108,6 +108,8 @@ def difference_of_means(
     """
     if site not in SITES:
         raise ValueError(f"site is one of {', '.join(SITES)}; got {site!r}")
+    if isinstance(positive, str) or isinstance(negative, str):
+        raise ValueError("difference_of_means: expected lists of prompts; got one text")
     if min(len(positive), len(negative)) < 2:
         raise ValueError(
             f"difference_of_means needs two prompts or more of each kind (one half checks the "

@@ -60,6 +60,8 @@ def steering_effect(
         strength: in units of the direction's own norm.
         batch: rows (prompts x directions) of one forward pass.
     """
+    if isinstance(texts, str):
+        raise ValueError("steering_effect: expected a list of prompts; got one text")
     if (metric is None) == (classifier is None):
         raise ValueError("steering_effect: give either metric= or classifier=")
     if mode not in ("add", "ablate") or controls < 1:
