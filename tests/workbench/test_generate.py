@@ -1,5 +1,7 @@
 """Generation: the same tokens however they are computed, reproducible draws, clean endings."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -90,6 +92,15 @@ def test_a_frequency_penalty_lowers_what_was_written():
     logits = torch.tensor([[1.0, 0.5]])
     assert [draw(logits, [written]) for written in ([], [0], [0, 1])] == [[0], [1], [0]]
     assert logits.tolist() == [[1.0, 0.5]]
+
+
+def test_a_greedy_token_is_all_that_leaves_the_device():
+    logits = torch.tensor([[0.0, 3.0, 3.0], [5.0, -1.0, 2.0]], dtype=torch.bfloat16)
+    on_device = SimpleNamespace(argmax=logits.argmax)  # nothing else can be asked of it
+    for sampling in (Sampling(), Sampling(True, temperature=0.0)):
+        assert Draw(sampling, None, 2)(on_device, [[], []]) == [1, 0]
+    with pytest.raises(AttributeError, match="float"):
+        Draw(Sampling(True), None, 2)(on_device, [[], []])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptoss_hooks import ablate, bias, patch, scale, steer
+from gptoss_hooks import ablate, ban, bias, patch, replay, scale, set_k, steer
 from gptoss_hooks.edits import tree
 from gptoss_kernels.triton.launch import launch as start
 from gptoss_workbench import decoder, spare, step_edits
@@ -201,6 +201,36 @@ def test_what_is_read_from_elsewhere_is_noticed():
     assert len(seen.found) == 1
     with pytest.raises(AssertionError, match="waits for the device"), Recording():
         bool(torch.ones(1).any())
+
+
+class Touching(TorchDispatchMode):
+    """Names of operators that touch tensors of some storages."""
+
+    def __init__(self, homes: set[int]):
+        super().__init__()
+        self.homes, self.names = homes, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.homes & {home(each) for each in flat(args)}:
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_beside_the_graph_a_token_is_one_copy_to_the_device(model, tokens, captured):
+    """All else about edits is settled on the host."""
+    edits = [*varied(0.5), ban(1, tokens=[3, 5]), set_k(1, layers=0, tokens=slice(4, None))]
+    recorded = torch.arange(2)[None, None, None].expand(2, 1, 4, 2)
+    edits += [replay(recorded, tokens=slice(5))]
+    fixed = Decoder(model, prefilled(model, tokens), room=END)
+    stepped(model, tokens, fixed, [edits])
+    own = [*tree.tensors(fixed.edits.held), fixed.given, fixed.logits, fixed.cache.lengths]
+    own += [each for p in fixed.cache.places.values() for each in (p.positions, p.next)]
+    fixed.again = lambda: None
+    on = torch.ones(1, 1, dtype=torch.bool)
+    with Touching({home(each) for each in own}) as touching, model.edited(*edits):
+        for i in (4, 5, 6):
+            fixed.step(tokens[:, i : i + 1], on)
+    assert touching.names == ["copy_"] * 3 and len(captured) == 1
 
 
 def test_another_form_is_captured_once_more(model, tokens, captured):

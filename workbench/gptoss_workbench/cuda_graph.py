@@ -27,4 +27,9 @@ def capture(run: Callable[[], None], counters: Sequence[Tensor]) -> Callable[[],
             run()
         for counter, value in zip(counters, before, strict=True):
             counter.copy_(value)
-    return graph.replay
+
+    def again() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return again
