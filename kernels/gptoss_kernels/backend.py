@@ -42,6 +42,8 @@ class Backend(NamedTuple):
     unembed: Callable
     route_edited: Callable = route_edited.route_edited
     """choose and weigh under a RouteProgram; the plain body reads the same tensors"""
+    router: Callable | None = None
+    """linear, choose and weigh at once, without gradients; None where they go one by one"""
     lens: Callable = lens.lens
     """what residuals say of the next token, logits never stored"""
     pack_experts: Callable = as_stored

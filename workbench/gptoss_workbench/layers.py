@@ -273,14 +273,19 @@ class ExpertLayer(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch pos d_model"], program: RouteProgram | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        router = self.router
-        logits = self.ops.linear(x, router.weight, router.bias, dtype=torch.float32)
-        if program is None:
-            logits = self.hook_router_logits(logits)
-            indices = self._reselect(self.ops.choose(logits, self.k))
-            weights = self.hook_expert_weights(self.ops.weigh(logits, indices))
+        weight, bias = self.router.weight, self.router.bias
+        if program is None and self.ops.router and not self._rerouted(x):
+            logits, route = self.ops.router(x, weight, bias, self.k, dtype=torch.float32)
+            self.hook_router_logits(logits)
+            indices, weights = self._reselect(route[0]), self.hook_expert_weights(route[1])
         else:
-            indices, weights = self._edited(logits, program)
+            logits = self.ops.linear(x, weight, bias, dtype=torch.float32)
+            if program is None:
+                logits = self.hook_router_logits(logits)
+                indices = self._reselect(self.ops.choose(logits, self.k))
+                weights = self.hook_expert_weights(self.ops.weigh(logits, indices))
+            else:
+                indices, weights = self._edited(logits, program)
         points = (self.hook_expert_gate, self.hook_expert_up)
         tap = ExpertTap(*looks(*points, self.hook_expert_post, self.hook_expert_out))
         given = {"limit": self.limit, "tap": tap}
@@ -296,6 +301,12 @@ class ExpertLayer(nn.Module):
                 given |= point.in_kernel(indices)
         assert self.ops.expert_edits is not None
         return self.ops.expert_edits(**given)
+
+    def _rerouted(self, x: Tensor) -> bool:
+        """Whether more than reading is done on the way to the choice of experts."""
+        seen = looks(self.hook_router_logits, self.hook_expert_indices)
+        edited = any(point and point.edited_or_differentiated for point in seen)
+        return edited or (torch.is_grad_enabled() and x.requires_grad)
 
     def _edited(self, logits: Tensor, program: RouteProgram) -> tuple[Tensor, Tensor]:
         """Choose and weigh under a program; hook functions act after its steps.

@@ -7,7 +7,7 @@ from gptoss_kernels.triton.linear import linear
 from gptoss_kernels.triton.moe import ExpertEdits, moe, pack_for_triton
 from gptoss_kernels.triton.rms_norm import rms_norm
 from gptoss_kernels.triton.rope import rotate
-from gptoss_kernels.triton.route import choose, weigh
+from gptoss_kernels.triton.route import choose, router, weigh
 from gptoss_kernels.triton.route_edited import route_edited
 from gptoss_kernels.triton.unembed import unembed
 
@@ -22,6 +22,7 @@ TRITON = Backend(
     moe=moe,
     unembed=unembed,
     route_edited=route_edited,
+    router=router,
     lens=lens,
     pack_experts=pack_for_triton,
     attention_edits=AttentionEdits,
