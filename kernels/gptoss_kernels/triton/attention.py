@@ -23,7 +23,7 @@ class AttentionEdits(NamedTuple):
     """Changes as data; None changes nothing. Rows they leave alone keep their bits."""
 
     gain: Float[Tensor, "..."] | None = None
-    """[head] or [batch, head, query]; scales z"""
+    """[head] or [batch, head, query]; scales z before it is rounded, so 1 changes no bit"""
     hidden: Bool[Tensor, "..."] | None = None
     """[batch, key] or [batch, head, key]; keys that may not be seen"""
     queries: Int[Tensor, " chosen"] | None = None
@@ -50,18 +50,13 @@ def attention(
     seen = see(query_pos, key_pos, window, edits.hidden)
     gain = _gain(edits.gain, q)
     if tap.scores is not None or tap.pattern is not None:
-        z = _observed(q, k, v, sinks, seen, tap)
+        z = _observed(q, k, v, sinks, seen, gain, tap)
     else:
-        apart = edits.queries is not None or _differentiated(q, k, v, sinks, gain)
-        inside = None if apart else gain
-        z, mass = _Attend.apply(q, k, v, sinks, seen, inside)  # pyright: ignore
-        gain = None if inside is not None else gain
+        z, mass = _Attend.apply(q, k, v, sinks, seen, gain)  # pyright: ignore
         if tap.sink is not None:
             tap.sink(mass)
     if edits.queries is not None:
-        z = _replaced(z, v, seen, edits)
-    if gain is not None:
-        z = (z.float() * gain.transpose(1, 2)[..., None]).to(z.dtype)
+        z = _replaced(z, v, seen, gain, edits)
     return z
 
 
@@ -115,18 +110,21 @@ def _differentiated(*tensors: Tensor | None) -> bool:
 
 
 def _observed(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, seen: Seen, tap: AttentionTap
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, seen: Seen, gain: Tensor | None,
+    tap: AttentionTap,
+) -> Tensor:  # fmt: skip
     """With cubes made for those who look; z of rows that nobody changed stays the fused one."""
     with torch.no_grad():
-        fused = attend(q, k, v, sinks, seen)
+        fused = attend(q, k, v, sinks, seen, gain)
     changed = None
     if tap.scores is None:
         pattern, mass = _Pattern.apply(q, k, sinks, seen, fused)  # pyright: ignore
     else:
         scores = _Scores.apply(q, k, seen)
         given, changed = _shown(tap.scores, scores, lambda: cube.score(q, k, seen))
-        asked = tap.pattern is not None or changed is not None or _differentiated(given, sinks)
+        asked = (
+            tap.pattern is not None or changed is not None or _differentiated(given, sinks, v, gain)
+        )
         pattern, mass = None, fused.mass
         if asked:
             pattern, mass = _Soften.apply(given, sinks, q, k, seen, fused, changed)
@@ -145,7 +143,7 @@ def _observed(
             given = None
         pattern, moved = _shown(tap.pattern, pattern, plain)
         changed = moved if changed is None else changed if moved is None else changed | moved
-    return _Mix.apply(pattern, v, seen, fused.z, changed)  # pyright: ignore
+    return _Mix.apply(pattern, v, seen, fused.z, changed, gain)  # pyright: ignore
 
 
 def _shown(look, shown, plain) -> tuple[Tensor, Tensor | None]:
@@ -172,7 +170,9 @@ def _softened(
     return pattern, sums
 
 
-def _replaced(z: Tensor, v: Tensor, seen: Seen, edits: AttentionEdits) -> Tensor:
+def _replaced(
+    z: Tensor, v: Tensor, seen: Seen, gain: Tensor | None, edits: AttentionEdits
+) -> Tensor:
     """z with the rows of some queries mixed by a given pattern."""
     assert edits.queries is not None
     expected = (z.shape[0], z.shape[2], len(edits.queries), v.shape[1])
@@ -182,7 +182,8 @@ def _replaced(z: Tensor, v: Tensor, seen: Seen, edits: AttentionEdits) -> Tensor
     pattern = edits.pattern.float()
     room = z.new_empty((z.shape[0], len(edits.queries), *z.shape[2:]))
     every = torch.ones(expected[:3], dtype=torch.bool, device=z.device)
-    mixed = _Mix.apply(pattern, v, seen, room, every)
+    gain = None if gain is None else gain[:, :, edits.queries].contiguous()
+    mixed = _Mix.apply(pattern, v, seen, room, every, gain)
     return z.index_copy(1, edits.queries, mixed)  # pyright: ignore
 
 
@@ -193,16 +194,20 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, sinks, seen: Seen, gain: Tensor | None):
         out = attend(q, k, v, sinks, seen, gain)
-        ctx.save_for_backward(q, k, v, sinks, out.z, out.mass, out.lse)
+        ctx.save_for_backward(q, k, v, sinks, gain, out.z, out.mass, out.lse)
         ctx.seen = seen
         return out.z, out.mass
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, grad_mass):  # pyright: ignore[reportIncompatibleMethodOverride]
-        *inputs, z, mass, lse = ctx.saved_tensors
-        out = Mixed(z, mass, lse)
-        return *gradient.of_attention(tuple(inputs), ctx.seen, out, grad, grad_mass), None, None
+        q, k, v, sinks, gain, z, mass, lse = ctx.saved_tensors
+        *needs, _, to_gain = ctx.needs_input_grad
+        found = None
+        if to_gain:  # z as it would be without, where the gain may be 0
+            found = gradient.of_gain(attend(q, k, v, sinks, ctx.seen).z, grad)
+        given, out = (grad, grad_mass, gain), Mixed(z, mass, lse)
+        return *gradient.of_attention((q, k, v, sinks), ctx.seen, out, given, needs), None, found
 
 
 class _Scores(torch.autograd.Function):
@@ -217,7 +222,7 @@ class _Scores(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k = ctx.saved_tensors
         grad = grad.masked_fill(cube.score(q, k, ctx.seen) == cube.HIDDEN.value, 0)
-        return *gradient.of_scores(q, k, grad), None
+        return *gradient.of_scores(q, k, grad, ctx.needs_input_grad[:2]), None
 
 
 class _Pattern(torch.autograd.Function):
@@ -236,7 +241,8 @@ class _Pattern(torch.autograd.Function):
         q, k, sinks, mass, lse = ctx.saved_tensors
         pattern = cube.find_pattern(q, k, ctx.seen, lse)
         to_scores, to_sinks = gradient.of_softmax(pattern, mass, grad, grad_mass)
-        return *gradient.of_scores(q, k, to_scores), to_sinks.to(sinks.dtype), None, None
+        to_q, to_k = gradient.of_scores(q, k, to_scores, ctx.needs_input_grad[:2])
+        return to_q, to_k, to_sinks.to(sinks.dtype), None, None
 
 
 class _Soften(torch.autograd.Function):
@@ -261,14 +267,19 @@ class _Mix(torch.autograd.Function):
     """`fused` z, its changed rows mixed anew."""
 
     @staticmethod
-    def forward(ctx, pattern, v, seen: Seen, fused: Tensor, changed: Tensor | None):
-        ctx.save_for_backward(pattern, v)
+    def forward(
+        ctx, pattern, v, seen: Seen, fused: Tensor, changed: Tensor | None, gain: Tensor | None
+    ):
+        ctx.save_for_backward(pattern, v, gain)
         z = fused.clone()
         if changed is not None:
-            cube.mix(pattern, v, seen, changed, z)
+            cube.mix(pattern, v, seen, changed, gain, z)
         return z
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return *gradient.of_mixture(*ctx.saved_tensors, grad), None, None, None  # pyright: ignore
+        pattern, v, gain = ctx.saved_tensors
+        needs = [ctx.needs_input_grad[i] for i in (0, 1, 5)]
+        to_pattern, to_v, to_gain = gradient.of_mixture(pattern, v, gain, grad, needs)
+        return to_pattern, to_v, None, None, None, to_gain

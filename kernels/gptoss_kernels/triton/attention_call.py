@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from gptoss_kernels.triton.attention_kernels import attend_kernel, merge_kernel
-from gptoss_kernels.triton.attention_places import Places, find_places, hidden_words
+from gptoss_kernels.triton.attention_places import Places, find_hidden, find_places
 from gptoss_kernels.triton.launch import launch
 from gptoss_kernels.triton.tiles import Tile, tile
 
@@ -102,6 +102,11 @@ def strides(*tensors: Tensor) -> list[int]:
     return [step for x in tensors for step in (x.stride(0), x.stride(1))]
 
 
+def wide(x: Tensor) -> bool:
+    """Whether places of a batch row lie further apart than 32 bits can say."""
+    return x.shape[1] * x.stride(1) >= 2**31
+
+
 def size_of(kernel: str, x: Tensor, rows: int) -> Tile:
     return tile(kernel if x.dtype == torch.bfloat16 else f"{kernel}_float32", rows)
 
@@ -132,17 +137,18 @@ def attend(
         sums = q.new_empty((rows, 2), dtype=torch.float32)
         y = None if v is None else q.new_empty((rows, width(d_head)), dtype=torch.float32)
     sinks, places = sinks.float().contiguous(), seen.places
-    hidden = None if seen.hidden is None else hidden_words(seen.hidden, places.place)
+    hidden = None if seen.hidden is None else find_hidden(seen.hidden, places, kv_heads)
     launch(attend_kernel, (tiles * splits, kv_heads, batch), q, k, v, sinks, seen.query_pos,
-           *places, hidden, gain, z, lse, mass, sums, y, n_query, places.place.shape[1], kv_heads,
+           *places, hidden, gain, z, lse, mass, sums, y, n_query, places.whole.shape[1], kv_heads,
            splits, seen.reach, scale_of(q), *strides(q, k, k if v is None else v),
            G=group, D=d_head, BLOCK_D=width(d_head),
-           WINDOWED=seen.window is not None, ROWS=size.rows, KEYS=size.cols, SPLIT=size.inner,
-           num_warps=size.warps, num_stages=size.stages)  # fmt: skip
+           WINDOWED=seen.window is not None, WIDE=wide(k) or (v is not None and wide(v)),
+           ROWS=size.rows, KEYS=size.cols, SPLIT=size.inner, num_warps=size.warps,
+           num_stages=size.stages)  # fmt: skip
     if splits > 1:
-        launch(merge_kernel, (triton.cdiv(n_query * group, 16), kv_heads, batch), sums, y, sinks,
+        launch(merge_kernel, (n_query * group, kv_heads, batch), sums, y, sinks,
                gain, z, lse, mass, n_query, kv_heads, splits, G=group, D=d_head,
-               BLOCK_D=width(d_head), ROWS=16, num_warps=4)  # fmt: skip
+               BLOCK_D=width(d_head), ROWS=1, AHEAD=8, num_warps=1)  # fmt: skip
     return Mixed(z if z is None or z.dtype == dtype else z.to(dtype), mass, lse)
 
 

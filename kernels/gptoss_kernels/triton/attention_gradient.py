@@ -1,7 +1,7 @@
 """Gradients of attention: a row's shares are made again from its lse, a tile at a time.
 
     p  = 2^(x - lse)    with x = q · k log2(e) / sqrt(d_head)
-    ds = p (grad · v - mean) / sqrt(d_head)    mean = grad · z + sink grad_sink
+    ds = p (grad · v - mean) / sqrt(d_head)    mean = grad · z + share grad_share
     dq = Σ_k ds k    dk = Σ_q ds q    dv = Σ_q p grad    d sink = Σ share (grad_share - mean)
 
 One kernel goes over keys for dq, one over queries, in the order of positions and all heads of a
@@ -10,6 +10,7 @@ looked at are plain torch: such a call holds cubes anyway.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -42,35 +43,57 @@ ALIGN = 64
 
 def of_attention(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor], seen: Seen, out: Mixed,
-    grad: Tensor, grad_mass: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients to q, k, v and sinks, each in the dtype of its own."""
+    given: tuple[Tensor, Tensor, Tensor | None], needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients to those of q, k, v and sinks that need one, each in the dtype of its own.
+
+    `given` are gradients of z and of the sink's share, and what z was scaled by.
+    """
     assert out.z is not None
+    grad, grad_mass, gain = given
+    mean = (grad.float() * out.z.float()).sum(-1).transpose(1, 2) + out.mass * grad_mass
+    if gain is not None:
+        grad = grad.float() * gain.transpose(1, 2)[..., None]
     q, k, v, grad = alike(*inputs[:3], grad.to(inputs[0].dtype))
+    found: list[Tensor | None] = [
+        x.new_zeros(x.shape) if need else None for x, need in zip((q, k, v), needs, strict=False)
+    ]  # keys that nobody may see keep zeros
+    _start(q, k, v, seen, (grad.contiguous(), out.lse, mean.contiguous()), found)
+    found.append((out.mass * (grad_mass - mean)).sum((0, 2)) if needs[3] else None)
+    pairs = zip(found, inputs, strict=True)
+    return tuple(None if to is None else to.to(x.dtype) for to, x in pairs)
+
+
+def _start(
+    q: Tensor, k: Tensor, v: Tensor, seen: Seen, given: tuple[Tensor, ...],
+    found: list[Tensor | None],
+) -> None:  # fmt: skip
+    """The kernels for what is asked: gradients to queries, and to keys and values."""
     batch, n_query, heads, d_head = q.shape
     n_key, kv_heads = k.shape[1:3]
-    mean = (grad.float() * out.z.float()).sum(-1).transpose(1, 2) + out.mass * grad_mass
-    mean = mean.contiguous()
-    to_q, (to_k, to_v) = q.new_empty(q.shape), k.new_zeros((2, *k.shape))
-    grad = grad.contiguous()
     group, size = heads // max(1, kv_heads), size_of("attention_gradient", q, n_query)
+    slots, (to_q, to_k, to_v) = seen.places.place.shape[1], found
     shared = dict(
         G=group, D=d_head, BLOCK_D=width(d_head), WINDOWED=seen.window is not None,
         KEYS=size.cols, num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
-    sizes = (n_query, n_key, seen.places.place.shape[1], kv_heads, seen.reach, scale_of(q),
-             1 / math.sqrt(d_head), *strides(q, k, v))  # fmt: skip
-    given = (q, k, v, grad, out.lse, mean, seen.hidden)
-    launch(_query_kernel, (triton.cdiv(n_query * group, size.rows), kv_heads, batch), *given,
-           seen.query_pos, *seen.places, to_q, *sizes, ROWS=size.rows, **shared)  # fmt: skip
-    queries = find_places(seen.query_pos, ALIGN)
-    slots = seen.places.place.shape[1]
-    launch(_key_kernel, (triton.cdiv(slots, size.cols), kv_heads, batch), *given,
-           *queries, *seen.places, to_k, to_v, queries.place.shape[1], *sizes,
-           ROWS=size.inner, **shared)  # fmt: skip
-    to_sinks = (out.mass * (grad_mass - mean)).sum((0, 2))
-    found = (to_q, to_k, to_v, to_sinks)
-    return tuple(to.to(x.dtype) for to, x in zip(found, inputs, strict=True))  # pyright: ignore
+    sizes = (n_query, n_key, slots, kv_heads, seen.reach, scale_of(q), 1 / math.sqrt(d_head),
+             *strides(q, k, v))  # fmt: skip
+    if to_q is not None:
+        launch(_query_kernel, (triton.cdiv(n_query * group, size.rows), kv_heads, batch), q, k, v,
+               *given, seen.hidden, seen.query_pos, *seen.places[:3], to_q, *sizes,
+               ROWS=size.rows, **shared)  # fmt: skip
+    if to_k is not None or to_v is not None:
+        queries = find_places(seen.query_pos, ALIGN)
+        launch(_key_kernel, (triton.cdiv(slots, size.cols), kv_heads, batch), q, k, v,
+               *given, seen.hidden, *queries[:3], *seen.places[:3], to_k, to_v,
+               queries.place.shape[1], *sizes, ROWS=size.inner, **shared)  # fmt: skip
+
+
+def of_gain(z: Tensor | None, grad: Tensor) -> Tensor:
+    """Gradient to what scales `z` [batch, query, head, d_head], given as it would be without."""
+    assert z is not None
+    return (grad.float() * z.float()).sum(-1).transpose(1, 2)
 
 
 @triton.jit
@@ -155,15 +178,18 @@ def _key_kernel(
             near = hidden_ptr + (batch * heads + head)[None, :] * n_key + at[:, None]
             seen = seen & (tl.load(near) == 0)
         p = tl.where(seen, tl.exp2(x * exponent - lse[None, :]), 0.0)
-        to_v = product(p.to(grad.dtype), grad, to_v)
-        to_p = product(v, grad.T, tl.zeros([KEYS, ROWS], tl.float32))
-        to_k = product((p * (to_p - mean[None, :])).to(q.dtype), q, to_k)
+        if to_v_ptr is not None:
+            to_v = product(p.to(grad.dtype), grad, to_v)
+        if to_k_ptr is not None:
+            to_p = product(v, grad.T, tl.zeros([KEYS, ROWS], tl.float32))
+            to_k = product((p * (to_p - mean[None, :])).to(q.dtype), q, to_k)
     d = tl.arange(0, BLOCK_D)
     place = ((batch * n_key + at) * kv_heads + kv)[:, None] * D + d[None, :]
     there = real[:, None] & (d < D)[None, :]
-    kind = to_k_ptr.dtype.element_ty
-    tl.store(to_k_ptr + place, (to_k * scale).to(kind), mask=there)
-    tl.store(to_v_ptr + place, to_v.to(kind), mask=there)
+    if to_k_ptr is not None:
+        tl.store(to_k_ptr + place, (to_k * scale).to(to_k_ptr.dtype.element_ty), mask=there)
+    if to_v_ptr is not None:
+        tl.store(to_v_ptr + place, to_v.to(to_v_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -191,17 +217,33 @@ def of_softmax(
     return pattern * (grad - mean[..., None]), (mass * (grad_mass - mean)).sum((0, 2))
 
 
-def of_scores(q: Tensor, k: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients to queries and keys; `grad` is 0 where a key is hidden."""
+def of_scores(
+    q: Tensor, k: Tensor, grad: Tensor, needs: Sequence[bool] = (True, True)
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients to queries and keys that need one; `grad` is 0 where a key is hidden."""
     grad = grad.unflatten(1, (k.shape[2], -1)) / math.sqrt(q.shape[3])
-    grouped = q.float().unflatten(2, (k.shape[2], -1))  # [batch, query, kv_head, group, d_head]
-    to_q = torch.einsum("bngqk,bknd->bqngd", grad, k.float()).flatten(2, 3)
-    return to_q.to(q.dtype), torch.einsum("bngqk,bqngd->bknd", grad, grouped).to(k.dtype)
+    to_q = to_k = None
+    if needs[0]:
+        to_q = torch.einsum("bngqk,bknd->bqngd", grad, k.float()).flatten(2, 3).to(q.dtype)
+    if needs[1]:
+        grouped = q.float().unflatten(2, (k.shape[2], -1))  # [batch, query, kv_head, group, d_head]
+        to_k = torch.einsum("bngqk,bqngd->bknd", grad, grouped).to(k.dtype)
+    return to_q, to_k
 
 
-def of_mixture(pattern: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients to pattern and values."""
-    shares = pattern.unflatten(1, (v.shape[2], -1))
+def of_mixture(
+    pattern: Tensor, v: Tensor, gain: Tensor | None, grad: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients to pattern, values and gain that need one."""
     grouped = grad.float().unflatten(2, (v.shape[2], -1))
-    to_pattern = torch.einsum("bqngd,bknd->bngqk", grouped, v.float()).flatten(1, 2)
-    return to_pattern, torch.einsum("bngqk,bqngd->bknd", shares, grouped).to(v.dtype)
+    to_pattern = to_v = to_gain = None
+    if needs[0] or needs[2]:
+        to_pattern = torch.einsum("bqngd,bknd->bngqk", grouped, v.float()).flatten(1, 2)
+        to_gain = (pattern * to_pattern).sum(-1) if needs[2] else None
+    if gain is not None:
+        pattern = pattern * gain[..., None]
+        to_pattern = None if to_pattern is None else to_pattern * gain[..., None]
+    if needs[1]:
+        shares = pattern.unflatten(1, (v.shape[2], -1))
+        to_v = torch.einsum("bngqk,bqngd->bknd", shares, grouped).to(v.dtype)
+    return to_pattern if needs[0] else None, to_v, to_gain

@@ -73,8 +73,11 @@ def soften(
            num_warps=4)  # fmt: skip
 
 
-def mix(pattern: Tensor, v: Tensor, seen: Seen, rows: Tensor, z: Tensor) -> None:
-    """Write z of `rows` (bool [batch, head, query]), mixed by `pattern`, over what is there."""
+def mix(
+    pattern: Tensor, v: Tensor, seen: Seen, rows: Tensor, gain: Tensor | None, z: Tensor
+) -> None:
+    """Write z of `rows` (bool [batch, head, query]), mixed by `pattern` and scaled by `gain`, over
+    what is there."""
     (v,) = alike(v)
     batch, heads, n_query, n_key = pattern.shape
     kv_heads, d_head = v.shape[2:]
@@ -82,7 +85,7 @@ def mix(pattern: Tensor, v: Tensor, seen: Seen, rows: Tensor, z: Tensor) -> None
     size = tile("attention_cube", n_query * group)
     launch(_mix_kernel, (triton.cdiv(n_query * group, size.rows), kv_heads, batch),
            pattern.contiguous(), v, seen.key_pos, seen.places.place, seen.places.bounds,
-           seen.places.position, rows.to(torch.uint8), z, n_query, n_key,
+           seen.places.position, rows.to(torch.uint8), gain, z, n_query, n_key,
            seen.places.place.shape[1], kv_heads, *strides(v), G=group, D=d_head,
            BLOCK_D=width(d_head), ROWS=size.rows, KEYS=size.cols, num_warps=size.warps,
            num_stages=size.stages)  # fmt: skip
@@ -184,8 +187,8 @@ def _soften_kernel(
 
 @triton.jit
 def _mix_kernel(
-    pattern_ptr, v_ptr, key_pos_ptr, place_ptr, bounds_ptr, position_ptr, rows_ptr, z_ptr,
-    n_query, n_key, slots, kv_heads, v_batch, v_step,
+    pattern_ptr, v_ptr, key_pos_ptr, place_ptr, bounds_ptr, position_ptr, rows_ptr, gain_ptr,
+    z_ptr, n_query, n_key, slots, kv_heads, v_batch, v_step,
     G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -205,6 +208,8 @@ def _mix_kernel(
                         mask=wanted[:, None] & real[None, :], other=0.0)  # fmt: skip
             used = real & (tl.max((p != 0).to(tl.int32), 0) != 0)
             z = product(p, load_rows(v_ptr, at * v_step, used, D, BLOCK_D), z)
+        if gain_ptr is not None:
+            z = z * tl.load(gain_ptr + row, mask=wanted, other=0.0)[:, None]
         d = tl.arange(0, BLOCK_D)
         at = ((batch * n_query + query) * heads + head)[:, None] * D + d[None, :]
         there = wanted[:, None] & (d < D)[None, :]

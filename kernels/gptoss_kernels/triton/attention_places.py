@@ -18,6 +18,8 @@ from torch import Tensor
 from gptoss_kernels.triton.launch import launch
 
 BLOCK = 512
+STEP = 16
+"""Slots that share a bit where a word tells of a block."""
 FAR = tl.constexpr(2**31 - 1)
 """Position of a slot that holds no key: later than any query."""
 
@@ -31,6 +33,8 @@ class Places(NamedTuple):
     """its position; FAR where there is none"""
     bounds: Int[Tensor, "batch 4"]
     """position of slot 0, first slot, end of slots, whether slot i holds position i of slot 0"""
+    whole: Int[Tensor, "batch block"]
+    """for a block of slots a bit for each STEP: all hold a key, slot i position i of slot 0"""
 
 
 def find_places(positions: Int[Tensor, "batch place"], align: int) -> Places:
@@ -39,43 +43,69 @@ def find_places(positions: Int[Tensor, "batch place"], align: int) -> Places:
     parts = triton.cdiv(n + align, BLOCK)
     place, position = positions.new_empty((2, batch, parts * BLOCK), dtype=torch.int32)
     bounds = positions.new_empty((batch, 4), dtype=torch.int32)
-    launch(_places_kernel, (batch, parts), positions.contiguous(), place, position, bounds, n,
-           ALIGN=align, BLOCK=BLOCK, STEP=32, num_warps=8)  # fmt: skip
-    return Places(place, position, bounds)
+    whole = positions.new_empty((batch, parts), dtype=torch.int32)
+    launch(_places_kernel, (batch, parts), positions.contiguous(), place, position, bounds, whole,
+           n, ALIGN=align, BLOCK=BLOCK, STEP=STEP, RANKED=32, num_warps=8)  # fmt: skip
+    return Places(place, position, bounds, whole)
 
 
-def hidden_words(
-    hidden: UInt8[Tensor, "batch head place"], place: Int[Tensor, "batch slot"]
-) -> Int[Tensor, "batch head word"]:
-    """Which slots each head may not see, a bit each, 32 in an int32.
+def find_hidden(
+    hidden: UInt8[Tensor, "batch head place"], places: Places, kv_heads: int
+) -> Int[Tensor, "batch kv_head block word"]:
+    """Keys hidden from heads, as bits of slots in int32.
 
-    A row of a tile reads a word where it would read a byte for every key: the tile of scores keeps
-    its layout, and so its sums their bits.
+    For each block of slots and each head that shares keys BLOCK / 32 words with a bit for each slot
+    it may not see, then two words with a bit for each STEP slots: no head of the group has any of
+    them hidden; and they are whole besides. A row of a tile reads a word where it would read a byte
+    for every key: the tile of scores keeps its layout, and so its sums their bits.
     """
     batch, heads, n = hidden.shape
-    slots = place.shape[1]
-    words = place.new_empty((batch, heads, slots // 32))
-    launch(_words_kernel, (batch * heads, slots // BLOCK), hidden, place, words, heads, n, slots,
-           WORDS=BLOCK // 32, num_warps=4)  # fmt: skip
+    blocks, group = places.whole.shape[1], heads // max(1, kv_heads)
+    words = places.whole.new_empty((batch, kv_heads, blocks, hidden_length(group)))
+    launch(_hidden_kernel, (batch * kv_heads, blocks), hidden, places.place, places.whole, words,
+           kv_heads, n, G=group, BLOCK=BLOCK, STEP=STEP, num_warps=4)  # fmt: skip
     return words
 
 
+def hidden_length(group: int) -> int:
+    """Words that tell what is hidden from so many heads in a block of slots."""
+    return group * BLOCK // 32 + 2
+
+
 @triton.jit
-def _words_kernel(
-    hidden_ptr, place_ptr, words_ptr, heads, n, slots, WORDS: tl.constexpr,
+def _hidden_kernel(
+    hidden_ptr, place_ptr, whole_ptr, words_ptr, kv_heads, n,
+    G: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    word, bit = tl.program_id(1) * WORDS + tl.arange(0, WORDS), tl.arange(0, 32)
-    place = tl.load(place_ptr + row // heads * slots + word[:, None] * 32 + bit[None, :])
-    hidden = tl.load(hidden_ptr + row * n + place, mask=place < n, other=0) != 0
-    found = tl.sum(hidden.to(tl.int32) << bit[None, :], 1)
-    tl.store(words_ptr + row * (slots // 32) + word, found)
+    """A block of slots, for the heads of a group."""
+    group, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    word, bit = tl.arange(0, BLOCK // 32), tl.arange(0, 32)
+    slot = block * BLOCK + word[:, None] * 32 + bit[None, :]
+    at = group // kv_heads * blocks
+    place = tl.load(place_ptr + at * BLOCK + slot)
+    words_ptr += (group * blocks + block) * (G * BLOCK // 32 + 2)
+    ever = tl.zeros([BLOCK // 32, 32], tl.int32)
+    for member in range(G):
+        near = hidden_ptr + (group * G + member) * n + place
+        hidden = (tl.load(near, mask=place < n, other=0) != 0).to(tl.int32)
+        tl.store(words_ptr + member * (BLOCK // 32) + word, tl.sum(hidden << bit[None, :], 1))
+        ever = ever | hidden
+    clear = _word(ever == 0, BLOCK, STEP)
+    tl.store(words_ptr + G * BLOCK // 32, clear)
+    tl.store(words_ptr + G * BLOCK // 32 + 1, clear & tl.load(whole_ptr + at + block))
+
+
+@triton.jit
+def _word(true, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """Bit i: whether `true` holds for all slots of a block from STEP i to STEP (i + 1) - 1."""
+    every = tl.min(tl.reshape(true.to(tl.int32), [BLOCK // STEP, STEP]), 1)
+    return tl.sum(every << tl.arange(0, BLOCK // STEP), 0)
 
 
 @triton.jit
 def _places_kernel(
-    positions_ptr, place_ptr, position_ptr, bounds_ptr, n,
-    ALIGN: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    positions_ptr, place_ptr, position_ptr, bounds_ptr, whole_ptr, n,
+    ALIGN: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, RANKED: tl.constexpr,
 ):  # fmt: skip
     batch, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     positions_ptr += batch * n
@@ -100,13 +130,16 @@ def _places_kernel(
     base = first // ALIGN * ALIGN
     at = part * BLOCK + i
     end = tl.where(shift == most, last - base + 1, first - base + count)
+    whole_ptr += batch * tl.num_programs(1) + part
     if shift == most:
-        _in_order(positions_ptr, place_ptr, position_ptr, n, at, base + shift, spare)
+        real = _in_order(positions_ptr, place_ptr, position_ptr, n, at, base + shift, spare)
+        tl.store(whole_ptr, _word(real, BLOCK, STEP))
     else:
+        tl.store(whole_ptr, 0)
         outside = (at < first - base) | (at >= end)
         tl.store(place_ptr + at, spare, mask=outside)
         tl.store(position_ptr + at, FAR, mask=outside)
-        _by_rank(positions_ptr, place_ptr, position_ptr, n, at, first - base, STEP)
+        _by_rank(positions_ptr, place_ptr, position_ptr, n, at, first - base, RANKED)
     if part == 0:
         bounds_ptr += batch * 4
         tl.store(bounds_ptr, base)
@@ -121,6 +154,7 @@ def _in_order(positions_ptr, place_ptr, position_ptr, n, slot, shift, spare):
     pos = tl.load(positions_ptr + at, mask=(at >= 0) & (at < n), other=-1).to(tl.int32)
     tl.store(place_ptr + slot, tl.where(pos >= 0, at, spare))
     tl.store(position_ptr + slot, tl.where(pos >= 0, pos, FAR))
+    return pos >= 0
 
 
 @triton.jit

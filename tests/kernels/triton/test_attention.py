@@ -5,6 +5,7 @@ import torch
 
 from gptoss_kernels.attention import attention as reference
 from gptoss_kernels.triton.attention import AttentionEdits, attention
+from gptoss_kernels.triton.attention_call import wide
 from gptoss_kernels.triton.attention_places import FAR, find_places
 
 PAD = -1
@@ -200,6 +201,19 @@ def test_keys_with_gaps_and_shared_positions_are_all_seen():
         assert apart(found, reference(*inputs, query, at, window=window)) <= 1e-5
 
 
+def test_places_beyond_32_bits_are_reached():
+    """Of a store of 2^31 values, of which few are ever touched."""
+    q, k, v, sinks = draw(3, 1, 2, 16, batch=1)
+    apart_by, store = 2**30, torch.empty(2**31 + 16, dtype=torch.bfloat16)
+    far = store.as_strided((1, 3, 1, 16), (1, apart_by, 16, 1))
+    far.copy_(k)
+    assert wide(far) and not wide(k) and not wide(far[:, :1])
+    inputs = (q.bfloat16(), far, v.bfloat16(), sinks)
+    found = attention(*inputs, full(3, 1), full(3, 1))
+    near = attention(q.bfloat16(), k.bfloat16(), *inputs[2:], full(3, 1), full(3, 1))
+    assert torch.equal(found, near)
+
+
 def test_keys_of_a_larger_store_are_read_in_place():
     q, k, v, sinks = draw(30, 2, 4, 32)
     store = torch.full((2, 2, 64, 2, 32), torch.nan)
@@ -215,7 +229,7 @@ def test_keys_of_a_larger_store_are_read_in_place():
 
 def test_slots_begin_at_a_multiple_of_positions():
     at = torch.cat([torch.full((1, 5), PAD), torch.arange(70, 90)[None]], 1)
-    place, position, bounds = find_places(at, 64)
+    place, position, bounds, _ = find_places(at, 64)
     assert bounds.tolist() == [[64, 6, 26, 1]]
     assert place[0, 6:26].tolist() == list(range(5, 25))
     assert position[0, 6:26].tolist() == list(range(70, 90))
@@ -245,11 +259,14 @@ def test_a_gain_scales_heads_and_leaves_the_others_as_they_are(dtype):
 
 
 def test_a_gain_has_the_same_bits_where_keys_are_shared_among_programs():
-    inputs, gain = draw(1, 1, 4, 16, keys=200), torch.tensor([1.0, 0, 2, 0.3])
+    q, k, v, sinks = draw(200, 1, 4, 16)
+    edits = AttentionEdits(gain=torch.tensor([1.0, 0, 2, 0.3]))
+    whole = attention(q, k, v, sinks, full(200), full(200), edits=edits)
     query = torch.tensor([[199], [150]])
-    plain = attention(*inputs, query, full(200))
-    found = attention(*inputs, query, full(200), edits=AttentionEdits(gain=gain))
-    assert torch.equal(found, plain * gain[:, None])
+    q = torch.stack([q[0, 199:], q[1, 150:151]])
+    found = attention(q, k, v, sinks, query, full(200), edits=edits)
+    assert torch.equal(found[0, 0], whole[0, 199]) and torch.equal(found[1, 0], whole[1, 150])
+    assert torch.equal(found[:, :, 0], attention(q, k, v, sinks, query, full(200))[:, :, 0])
 
 
 @pytest.mark.parametrize("window", [None, 9])
@@ -288,3 +305,45 @@ def test_wrong_edits_are_refused():
     edits = AttentionEdits(queries=torch.tensor([1]))
     with pytest.raises(ValueError, match=r"expected edits.pattern \(2, 6, 1, 4\); got None"):
         attention(*inputs, full(4), full(4), edits=edits)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_a_key_hidden_anywhere_is_hidden_only_there(window):
+    """Tiles all of whose keys are seen go without a mask; one hidden key brings it back."""
+    q, k, v, sinks = draw(150, 1, 2, 16, batch=1)
+    plain = attention(q, k, v, sinks, full(150, 1), full(150, 1), window=window)
+    for key in (0, 31, 32, 63, 100, 149):
+        hidden = torch.zeros(1, 2, 150, dtype=torch.bool)
+        hidden[:, 1, key] = True
+        edits = AttentionEdits(hidden=hidden)
+        found = attention(q, k, v, sinks, full(150, 1), full(150, 1), window=window, edits=edits)
+        changed = (found != plain).any(-1)[0]
+        last = 150 if window is None else min(150, key + window)
+        assert not changed[:, 0].any() and not changed[:key].any() and not changed[last:].any()
+        assert changed[key:last, 1].all()
+
+
+def test_every_key_that_some_query_of_a_tile_may_not_see_is_masked():
+    """Whatever lies at the edges of causality and of windows, for all positions in a tile."""
+    q, k, v, sinks = draw(1, 1, 2, 16, batch=1, keys=192)
+    v[:] = 0
+    for at in (15, 16, 31, 47, 63, 64, 127, 128, 191):
+        for window in (None, 1, 16, 33, 64, 100):
+            first = 0 if window is None else max(0, at - window + 1)
+            values = v.clone()
+            values[0, first : at + 1] = 1  # whatever else is seen adds nothing to z but to sums
+            query = torch.tensor([[at]])
+            z = attention(q, k, values, sinks, query, full(192, 1), window=window)
+            wanted = reference(q, k, values, sinks, query, full(192, 1), window=window)
+            assert apart(z, wanted) <= 1e-4
+
+
+def test_what_is_seen_by_all_is_told_apart_by_words_of_bits():
+    at = torch.cat([torch.full((1, 5), PAD), torch.arange(70, 90)[None]], 1)
+    assert find_places(at, 64).whole.tolist() == [[0]]  # slots 6 to 25: no 16 from a multiple on
+    assert find_places(torch.arange(1024)[None], 512).whole.tolist() == [[-1, -1, 0]]
+    at = torch.arange(100)[None].clone()
+    assert find_places(at, 64).whole.tolist() == [[0b111111]]
+    at[0, 40] = PAD
+    assert find_places(at, 64).whole.tolist() == [[0b111011]]
+    assert find_places(at.flip(1), 64).whole.tolist() == [[0]]  # ranked: all tiles are masked

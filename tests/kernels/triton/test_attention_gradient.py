@@ -5,7 +5,8 @@ import torch
 
 from gptoss_kernels.attention import AttentionTap
 from gptoss_kernels.attention import attention as reference
-from gptoss_kernels.triton.attention import AttentionEdits, attention
+from gptoss_kernels.triton import launch
+from gptoss_kernels.triton.attention import AttentionEdits, attention, rows
 
 PAD = -1
 
@@ -163,3 +164,70 @@ def test_are_the_same_bits_every_time_and_beside_others():
     (z * weigh).sum().backward()
     for leaf, once in zip(leaves, alone, strict=False):
         assert torch.equal(leaf.grad[1:], once)
+
+
+# ---- only what is asked for ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Kernels started since."""
+    monkeypatch.setattr(launch, "counting", True)
+    launch.launched.clear()
+    yield launch.launched
+    launch.launched.clear()
+
+
+BACKWARD = {
+    "q": ["_query_kernel"],
+    "k": ["_places_kernel", "_key_kernel"],
+    "v": ["_places_kernel", "_key_kernel"],
+    "sinks": [],
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_of_what_is_frozen_are_not_computed(launched, name):
+    inputs, at = draw(20, 2, 2, 16), ragged(20)
+    wanted = dict(zip(BACKWARD, gradients(attention, inputs, at), strict=True))
+    leaves = dict(zip(BACKWARD, (x.detach().clone() for x in inputs), strict=True))
+    leaf = leaves[name].requires_grad_()
+    z = attention(*leaves.values(), at, at)
+    weigh = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    launched.clear()
+    (z * weigh).sum().backward()
+    assert launched == BACKWARD[name]
+    assert torch.equal(leaf.grad, wanted[name])
+
+
+def test_to_values_alone_pass_scores_that_are_looked_at():
+    q, k, v, sinks = draw(20, 2, 2, 16)
+    v.requires_grad_()
+    at, tap = ragged(20), AttentionTap(scores=same)
+    attention(q, k, v, sinks, at, at, tap=tap).square().sum().backward()
+    other = v.detach().clone().requires_grad_()
+    reference(q, k, other, sinks, at, at, tap=tap).square().sum().backward()
+    assert apart(v.grad, other.grad) <= 1e-4
+
+
+@pytest.mark.parametrize("name", [None, "pattern", "queries"])
+def test_to_a_gain_do_not_depend_on_who_looks(name):
+    inputs, at, found = draw(20, 2, 2, 16), ragged(20), []
+    queries = torch.tensor([4, 9])
+    pattern = rows(*inputs[:2], inputs[3], at, at, queries)
+    for body in (attention, reference):
+        gain = torch.tensor([0.0, 1, 2, -0.3], requires_grad=True)
+        leaves, given = [x.clone().requires_grad_() for x in inputs], {}
+        if name == "pattern":
+            given["tap"] = AttentionTap(pattern=lambda x: 0.5 * x)
+        if body is attention:
+            more = {"queries": queries, "pattern": pattern} if name == "queries" else {}
+            z = attention(*leaves, at, at, edits=AttentionEdits(gain=gain, **more), **given)
+        else:
+            if name == "queries":
+                given["tap"] = AttentionTap(pattern=lambda x: x.index_copy(2, queries, pattern))
+            z = reference(*leaves, at, at, **given) * gain[:, None]
+        z.square().sum().backward()
+        found.append([gain.grad, *(leaf.grad for leaf in leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        assert apart(ours, theirs) <= 1e-4
