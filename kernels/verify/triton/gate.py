@@ -50,8 +50,10 @@ class Verdict(NamedTuple):
     """class of the matrix instructions in the main loop"""
     loop: int = 0
     """instructions of one turn, one warp; of everything where there is no loop"""
+    aside: int = 0
+    """of those, what a turn leaves out that does not need it: masks where all keys are seen"""
     per_unit: float | None = None
-    """lane instructions per MXFP4 weight, or warp instructions per 64 × 64 scores"""
+    """in such a turn: lane instructions per MXFP4 weight, warp instructions per 64 × 64 scores"""
     tightest: str = ""
     """the pipe that holds it back"""
     share: float = 0
@@ -129,7 +131,8 @@ def _verdict(case: Case, found: sass.Statistics, faults: list[str]) -> Verdict:
     return Verdict(
         case.name, found.target, faults, found.name, found.warps, found.registers, found.stack,
         found.loop.get("spill", 0), found.shared, "/".join(classes(found.mma)), found.loop["all"],
-        yardstick.per_unit(found, case), limit.tightest, limit.share, yardstick.blocks(found),
+        found.aside["all"], yardstick.per_unit(found, case), limit.tightest, limit.share,
+        yardstick.blocks(found),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ python kernels/verify/triton/report.py --check    fails if it is not what would 
 import sys
 from collections.abc import Iterable
 
+import choose
 import devices
 import gate
 import hooks_cost
@@ -27,22 +28,31 @@ the compiled PTX of sm_80 and sm_120 on a CPU.
 - **registers, stack, spills**: registers of a lane; bytes of stack and spills in the main loop,
   of which any fails the gate.
 - **shared**: KB per block, and what a block may have.
-- **loop**: instructions of one warp in one turn of the main loop (of everything where none loops).
+- **loop**: instructions of one warp in one turn of the main loop (of everything where none loops);
+  after a minus those that a turn leaves out where it may: attention masks only tiles of keys that
+  some row of its tile does not see.
 - **per unit**: lane instructions per MXFP4 weight (w), or warp instructions per 64 × 64 attention
-  scores (s), in the main loop.
+  scores (s), of such a turn.
 - **share**: best share of the roofline, `max(matrix, memory) / max(all pipes)`, and the pipe that
   is tightest; ±15 % at best, blind to caches, bank conflicts, clocks and tails. A yardstick that
   ranks spills and arithmetic, not a prediction of speed. Least certain on sm_100 and gfx942. Bytes
   count as memory's though a cache may have them; empty where a case states no work.
 
-Tiles were chosen by `python kernels/verify/triton/choose.py ENTRY TARGET`, which compiles what it
-tries and takes the best share that passes; entries of `kernels/gptoss_kernels/triton/tiles` where
-it finds nothing better, or does not search, were set by hand.
-
 Devices, by data sheet: {NAMES}.
 """
 COLUMNS = ("target", "warps", "registers", "stack", "spills", "shared KB", "matrix units", "loop",
            "per unit", "share", "tightest", "blocks/SM", "gate")  # fmt: skip
+TILE_HEAD = """## Where tiles come from
+
+`python kernels/verify/triton/choose.py FILE` compiled other warps and stages for entries of
+`kernels/gptoss_kernels/triton/tiles` that do not reach the roofline with their rows and widths, and
+replaced those that another passes the gate with in fewer clocks of the yardstick, bytes on their
+way being no fewer. `chosen.csv` beside it has every entry that a case speaks for, with the command:
+{full} reach the roofline as they are, {stay} were searched and stay, {new} were replaced. The
+other {hand} were set by hand: no case multiplies with them.
+"""
+TILE_COLUMNS = ("entry", "target", "rows", "rows, cols, inner, warps, stages", "share", "before",
+                "times fewer clocks", "tried", "command")  # fmt: skip
 FIT_HEAD = """## Devices that take another's tiles
 
 Every case above compiled for them: what the largest kernels need of what a block may have, and
@@ -55,11 +65,11 @@ HOOK_HEAD = """## What hooks cost
 Against the same kernel without the hook: instructions added to a turn of the main loop, in brackets
 loads, stores, products and the like among them, and what the whole kernel executes, at the turns a
 program takes on average. The bars: nothing more in a turn, 3 % more in the whole. "above" is above
-a bar and known (`ABOVE` in `hooks_cost.py`); it may not get worse. Without a bar: hiding keys of
-single heads tests a bit for every score, and a gain is dear where a window leaves three turns.
-Where gate and up are seen, SwiGLU moves to a kernel of its own, which is not counted here. Nor is a
-norm's denominator: looked at, it comes from a kernel of its own and the norm goes on in torch, at
-several times the traffic of the plain one.
+a bar and known (`ABOVE` in `hooks_cost.py`); it may not get worse. Keys are hidden nowhere in what
+is counted: a tile of keys that hides one from some head costs its mask besides, which tests a bit
+for every score, and other tiles nothing. Where gate and up are seen, SwiGLU moves to a kernel of
+its own, which is not counted here. Nor is a norm's denominator: looked at, it comes from a kernel
+of its own and the norm goes on in torch, at several times the traffic of the plain one.
 """
 HOOK_COLUMNS = ("hook", "target", "loop", "added", "whole kernel", "bars")
 PEER_HEAD = """## Others' kernels beside ours, counted with the same tools
@@ -86,16 +96,14 @@ def row(found: Verdict, unit: str) -> tuple:
     most = devices.TARGETS[found.target].shared_block
     return (
         found.target, found.warps, found.registers, found.stack, found.spills,
-        f"{found.shared / 1024:.0f} of {most // 1024}", found.mma, found.loop,
-        _per(found.per_unit, unit),
+        f"{found.shared / 1024:.0f} of {most // 1024}", found.mma,
+        f"{found.loop} - {found.aside}" if found.aside else found.loop, _per(found.per_unit, unit),
         f"{found.share:.0%}" if found.share else "", found.tightest, found.blocks,
         "; ".join(found.faults) or "passes",
     )  # fmt: skip
 
 
-def _bars(name: str, target: str, judged: bool) -> str:
-    if not judged:
-        return "none"
+def _bars(name: str, target: str) -> str:
     return "above" if (name, target) in hooks_cost.ABOVE else "passes"
 
 
@@ -113,15 +121,28 @@ def fit_rows(verdicts: Iterable[Verdict]) -> list[tuple]:
     return rows
 
 
+def tile_parts() -> list[str]:
+    """What the searches of tiles found, and a table of those that tried others."""
+    found = choose.kept()
+    searched = [each for each in found if each.tried > 1]
+    new = sum(bool(each.before) for each in searched)
+    said = TILE_HEAD.format(full=len(found) - len(searched), stay=len(searched) - new, new=new,
+                            hand=len(choose.by_hand(found)))  # fmt: skip
+    rows = (
+        (f.kernel, f.target, f.rows, f.tile, f"{float(f.share):.0%}", f.before, f.gain, f.tried,
+         f"`{f.command}`") for f in searched
+    )  # fmt: skip
+    return [said, table(TILE_COLUMNS, rows)]
+
+
 def hook_rows() -> list[tuple]:
     """What hooks cost, a row for each hook and target."""
-    judged = {pair.name: pair.judged for pair in hooks_cost.HOOKED}
     found = gate.each_kept(hooks_cost.costs, devices.GATED)
     costs = [hooks_cost.Cost(*cost) for target in found for cost in target]
     return [
         (c.name, c.target, c.loop, f"{c.added:+} ({c.works:+})", f"{c.share:+.1%}",
-         "; ".join(c.faults) or _bars(c.name, c.target, judged[c.name]))
-        for name in judged for c in costs if c.name == name
+         "; ".join(c.faults) or _bars(c.name, c.target))
+        for name in (pair.name for pair in hooks_cost.HOOKED) for c in costs if c.name == name
     ]  # fmt: skip
 
 
@@ -166,6 +187,7 @@ def text(verdicts: list[Verdict], fitted: list[Verdict]) -> str:
         unit = "w" if case.weights else "s"
         parts.append(f"## {case.name}\n\nMain loop of `{case.kernel}`.\n")
         parts.append(table(COLUMNS, (row(each, unit) for each in found)))
+    parts += tile_parts()
     parts.append(FIT_HEAD)
     parts.append(table(FIT_COLUMNS, fit_rows(fitted)))
     parts.append(HOOK_HEAD)

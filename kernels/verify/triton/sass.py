@@ -74,6 +74,10 @@ class Statistics(NamedTuple):
     """instructions by class, and "all" of them"""
     loop: Mapping[str, int]
     """of the main loop; of everything where there is no loop"""
+    aside: Mapping[str, int]
+    """of those, what a branch passes over in a turn that does not need it; see `passed_over`"""
+    rare: int
+    """of those, what a second branch passes over"""
     has_loop: bool
     stall: int
     """clocks of one warp for one turn by the compiler's schedule"""
@@ -81,6 +85,11 @@ class Statistics(NamedTuple):
     """opcodes that multiply matrices in the main loop"""
     mma_flop: float
     """FLOP of those of one warp (a quarter of its group's for wgmma); 0 where opcodes do not say"""
+
+    @property
+    def turn(self) -> Mapping[str, int]:
+        """Instructions of a turn that leaves aside what it may."""
+        return {kind: count - self.aside.get(kind, 0) for kind, count in self.loop.items()}
 
 
 def statistics(kernel: Any, target: str) -> Statistics:
@@ -100,8 +109,11 @@ def statistics(kernel: Any, target: str) -> Statistics:
         registers = _figure("vgpr_count", text)
         stack = _figure("private_segment_fixed_size", text) + _figure("vgpr_spill_count", text)
         instructions, labels = parse_gcn(text)
-    body = main_loop(instructions, labels, NVIDIA if cuda else AMD)
+    first, last = bounds(instructions, labels)
+    body = instructions[first:last]
     loop = body or instructions
+    aside = passed_over(instructions, labels, first, last)
+    rare = [passed_over(instructions, labels, block.start, block.stop) for block in aside]
     multiplying = [each.opcode for each in loop if kind_of(each.opcode) == "mma"]
     meta = kernel.metadata
     return Statistics(
@@ -114,6 +126,8 @@ def statistics(kernel: Any, target: str) -> Statistics:
         getattr(meta, "tmem_size", 0) or 0,
         counts(instructions),
         counts(loop),
+        counts([instructions[place] for block in aside for place in block]),
+        sum(len(block) for blocks in rare for block in blocks),
         bool(body),
         sum(each.stall for each in loop),
         tuple(sorted(set(multiplying))),
@@ -129,10 +143,11 @@ def parse_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
         if label := re.match(r"^\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(found)
         elif each := re.search(
-            r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)\s*(.*?);", line
+            r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)\s*(.*?);", line
         ):
-            place = re.search(r"\.L_x_\d+", each[2]) if each[1].startswith("BRA") else None
-            found.append(Instruction(each[1], place[0] if place else None))
+            place = re.search(r"\.L_x_\d+", each[3]) if each[2].startswith("BRA") else None
+            never = (each[1] or "").startswith("@!PT")  # a read that only keeps others apart
+            found.append(Instruction("NOP" if never else each[2], place[0] if place else None))
         elif (word := re.match(r"^\s*/\*\s*0x([0-9a-f]{16})\s*\*/\s*$", line)) and found:
             # bits 105 to 108 of the 128-bit word
             found[-1] = found[-1]._replace(stall=int(word[1], 16) >> 41 & 15)
@@ -169,7 +184,13 @@ def counts(instructions: Sequence[Instruction]) -> dict[str, int]:
 def main_loop(
     instructions: Sequence[Instruction], labels: Mapping[str, int], table: Mapping[str, str]
 ) -> Sequence[Instruction]:
-    """The innermost loop with the most matrix products; without any, with the most loads.
+    """Instructions of the main loop; none where nothing loops."""
+    return instructions[slice(*bounds(instructions, labels))]
+
+
+def bounds(instructions: Sequence[Instruction], labels: Mapping[str, int]) -> tuple[int, int]:
+    """Start and end of the innermost loop with the most matrix products; without any, with the most
+    loads.
 
     A loop around it is not meant, though it may hold more products: those that the compiler took
     out of the first turns to start the pipeline.
@@ -196,10 +217,32 @@ def main_loop(
         loads = sum(body.get(kind, 0) for kind in ("tma", "ldg", "copy"))
         return body.get("mma", 0) if inner else 0, inner, loads, -body["all"]
 
-    if not loops:
-        return []
-    first, last = max(loops, key=rank)
-    return instructions[first : last + 1]
+    first, last = max(loops, key=rank, default=(0, -1))
+    return first, last + 1
+
+
+def passed_over(
+    instructions: Sequence[Instruction], labels: Mapping[str, int], first: int, last: int
+) -> list[range]:
+    """What turns of a loop leave out: blocks that load something of their own, multiply nothing
+    and are entered only past a branch to their end. Where the compiler puts such a block behind
+    the program it is no part of the loop in the first place."""
+    found: list[range] = []
+    branches = [(i, labels[e.target]) for i, e in enumerate(instructions) if e.target in labels]
+    passed = first
+    for place, end in branches:
+        inside = range(place + 1, end)
+        if passed <= place < end and end <= last and not _enters(branches, inside):
+            kinds = counts(instructions[place + 1 : end])
+            if kinds.get("ldg") and not any(kinds.get(kind) for kind in ("mma", "copy", "tma")):
+                found.append(inside)
+                passed = end
+    return found
+
+
+def _enters(branches: Sequence[tuple[int, int]], inside: range) -> bool:
+    """Whether a branch from elsewhere leads into a block."""
+    return any(end in inside and place not in inside for place, end in branches)
 
 
 def _leaves_a_wait(

@@ -26,7 +26,7 @@ class Bound(NamedTuple):
 
 def bound(found: Statistics, case: Case) -> Bound:
     """What holds the main loop back, at best."""
-    device, loop = TARGETS[found.target], found.loop
+    device, loop = TARGETS[found.target], found.turn
 
     def pipe(rate: float, *kinds: str) -> float:
         return sum(loop.get(kind, 0) for kind in kinds) * found.warps / rate / case.turns
@@ -59,7 +59,7 @@ def blocks(found: Statistics) -> int:
 
 def per_unit(found: Statistics, case: Case) -> float | None:
     """Lane instructions per MXFP4 weight, or warp instructions per 64 × 64 scores; None without."""
-    every = found.loop["all"] * found.warps / case.turns
+    every = found.turn["all"] * found.warps / case.turns
     if case.weights:
         return every * TARGETS[found.target].warp / case.weights
     return every * 64 * 64 / case.scores if case.scores else None

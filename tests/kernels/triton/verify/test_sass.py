@@ -91,6 +91,30 @@ def test_a_wait_behind_the_program_does_not_make_its_end_a_loop(sass):
     assert [each.opcode for each in loop] == ["UTCHMMA", "BRA"]
 
 
+def test_what_a_branch_passes_over_is_told_apart(sass):
+    """The loads at 2 may be left out; not those behind 5, where another branch enters, nor the
+    product at 8."""
+    names = ["LDG", "BRA", "LDG", "FSEL", "BRA", "BRA", "LDG", "BRA", "HMMA", "LDG", "BRA"]
+    places = {1: "a", 4: "b", 5: "c", 7: "d", 10: "top"}
+    found = [sass.Instruction(name, places.get(i)) for i, name in enumerate(names)]
+    labels = {"top": 0, "a": 4, "b": 6, "c": 7, "d": 10}
+    assert sass.bounds(found, labels) == (0, 11)
+    assert sass.passed_over(found, labels, 0, 11) == [range(2, 4)]
+
+
+def test_what_a_branch_within_passes_over_is_rare(sass):
+    names = ["HMMA", "BRA", "LDG", "BRA", "LDG", "FSEL", "BRA"]
+    found = [sass.Instruction(n, {1: "a", 3: "b", 6: "top"}.get(i)) for i, n in enumerate(names)]
+    labels = {"top": 0, "a": 6, "b": 5}
+    assert sass.passed_over(found, labels, 0, 7) == [range(2, 6)]
+    assert sass.passed_over(found, labels, 2, 6) == [range(4, 5)]
+
+
+def test_an_instruction_that_never_runs_is_no_read(sass):
+    found, _ = sass.parse_sass("/*0010*/ @!PT LDS RZ, [RZ] ;\n/*0020*/ @P0 LDS R1, [R2] ;\n")
+    assert sass.counts(found) == {"all": 2, "alu": 1, "lds": 1}
+
+
 def test_the_compilers_stalls_are_read(sass):
     found, _ = sass.parse_sass(SASS)
     assert [each.stall for each in found[:3]] == [2, 4, 5]
