@@ -43,6 +43,29 @@ def test_sorting_keeps_rows_together(table):
     assert by_share.sort("expert")["share"].tolist() == [0.5, 0.125, 0.25]
 
 
+def test_text_sorts_both_ways_and_what_is_missing_comes_last():
+    table = Table({"name": ["b", "a", "c"], "value": [1.0, np.nan, 2.0]}, "", "")
+    assert table.sort("name", descending=True)["name"].tolist() == ["c", "b", "a"]
+    assert table.sort("value", descending=True)["name"].tolist() == ["c", "b", "a"]
+
+
+def test_rows_are_chosen_by_a_function_and_walked(table):
+    assert table.where(share=lambda share: share > 0.2)["expert"].tolist() == [3, 1]
+    assert [row["expert"] for row in table.head(2)] == [3, 1]
+
+
+def test_a_saved_table_comes_back(tmp_path):
+    columns = {"group": ["NA", "de"], "n": [1, 2], "low": [np.nan, 0.1]}
+    before = Table(columns, "title", "a formula: Σ", {"n": "tokens"}, ["a note"], {"seed": 1})
+    after = Table.load(before.save(tmp_path / "table"))
+    assert after.title == before.title and after.units == before.units
+    assert list(after.notes) == ["a note"] and after.provenance == {"seed": 1}
+    assert after["group"].tolist() == ["NA", "de"] and after["n"].dtype == np.int64
+    assert np.array_equal(after["low"], before["low"], equal_nan=True)
+    with pytest.raises(FileNotFoundError, match=r"expected other\.csv"):
+        Table.load(tmp_path / "other")
+
+
 def test_an_unknown_column_names_those_there_are(table):
     with pytest.raises(KeyError, match="layer, expert, share"):
         table["shares"]

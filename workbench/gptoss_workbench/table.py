@@ -7,7 +7,7 @@ Columns have equal length. By convention `chance` is what a method would read on
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -66,19 +66,35 @@ class Table:
     def _ipython_key_completions_(self) -> list[str]:
         return list(self.columns)
 
-    def where(self, **equal: Any) -> Table:
-        """Rows in which each named column equals the value given (or is in the list given)."""
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Rows, each a value by column name."""
+        for values in zip(*self.columns.values(), strict=True):
+            yield dict(zip(self.columns, values, strict=True))
+
+    def where(self, **wanted_by: Any) -> Table:
+        """Rows in which each named column equals a value, is in a list, or passes a function.
+
+        table.where(layer=[2, 3], gini=lambda values: values > 0.5)
+        """
         keep = np.ones(len(self), dtype=bool)
-        for name, value in equal.items():
+        for name, value in wanted_by.items():
+            if callable(value):
+                keep &= np.asarray(value(self[name]), dtype=bool)
+                continue
             wanted = list(value) if isinstance(value, (list, tuple, set, range)) else [value]
             keep &= np.isin(self[name], wanted)
         return self.rows(keep)
 
     def sort(self, by: str, *, descending: bool = False) -> Table:
         """Rows in the order of one column; equal ones stay in order."""
-        column = self[by]
-        order = np.argsort(-column if descending else column, kind="stable")
-        return self.rows(order)
+        key = self[by]
+        if key.dtype.kind not in "iuf":  # what has no minus, by rank
+            key = np.unique(key, return_inverse=True)[1]
+        return self.rows(np.argsort(-key if descending else key, kind="stable"))
+
+    def head(self, n: int = 5) -> Table:
+        """The first rows."""
+        return self.rows(slice(n))
 
     def rows(self, index: Any) -> Table:
         """Rows by boolean mask, slice or positions."""
@@ -101,9 +117,23 @@ class Table:
         parts = {".json": text + "\n", ".csv": self.to_pandas().to_csv(index=False)}
         for ending, content in parts.items():
             half = stem.with_name(f".{stem.name}{ending}.part")
-            half.write_text(content)
+            half.write_text(content, "utf-8")
             half.replace(stem.with_name(stem.name + ending))
         return stem.with_name(stem.name + ".csv")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Table:
+        """Read what `save` wrote; numbers come back as int64 or float64, all else as text."""
+        import pandas
+
+        stem = Path(path).with_suffix("")
+        csv, about = (stem.with_name(stem.name + ending) for ending in (".csv", ".json"))
+        for file in (csv, about):
+            if not file.is_file():
+                raise FileNotFoundError(f"Table.load: expected {file.name} in {file.parent}")
+        read = pandas.read_csv(csv, keep_default_na=False, na_values=[""])
+        columns = {str(name): read[name].to_numpy() for name in read.columns}
+        return cls(columns, **json.loads(about.read_text("utf-8")))
 
     def _about(self) -> dict[str, Any]:
         return {
