@@ -272,6 +272,25 @@ def kept() -> list[Found]:
         return [Found(**row)._replace(tried=int(row["tried"])) for row in rows]
 
 
+def entry(found: Found) -> list:
+    """What a table of `tiles` holds where a search left it alone or put something."""
+    rows = None if found.rows == "any" else int(found.rows)
+    return [rows, *map(int, found.tile.split())]
+
+
+def by_hand(found: Iterable[Found]) -> list[tuple[str, str, str]]:
+    """(kernel, target, rows) of the entries that no search speaks of."""
+    known = {each[:3] for each in found}
+    return [
+        (kernel, target, str(rows or "any"))
+        for path in sorted(TABLES.glob("*.json"))
+        for kernel, columns in json.loads(path.read_text()).items()
+        for target in devices.GATED
+        for rows, *_ in columns[target]
+        if (kernel, target, str(rows or "any")) not in known
+    ]
+
+
 def keep(news: Iterable[Found]) -> None:
     """Put new findings in the place of old ones of the same bucket."""
     rows = {each[:3]: each for each in (*(kept() if FOUND.exists() else ()), *news)}
@@ -302,7 +321,8 @@ def main() -> None:
     sizes = {name: getattr(given, name) for name in Tile._fields if getattr(given, name)}
     path = TABLES / f"{given.file}.json"
     table = json.loads(path.read_text())
-    command = " ".join(["choose.py", *sys.argv[1:]])
+    said = [word for word in sys.argv[1:] if not word.startswith("--processes=")]
+    command = " ".join(["choose.py", *said])
     news: list[Found] = []
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
         for target in given.targets:

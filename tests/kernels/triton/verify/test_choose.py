@@ -1,8 +1,11 @@
 """Offline choice of tiles: what is tried, which is taken, and what never changes."""
 
 import json
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[4]
 
 RULES = """
 import json
@@ -34,6 +37,9 @@ print(json.dumps({
                              gate.Verdict("", "sm_80", [], share=share), tile, 40)
                for tile, share in ((small, 1), (small, 0.5), (tall, 1), (wide, 1))],
     "uses": {case.name: choose.uses(case, "sm_80") for case in collect()},
+    "kept": [[each.kernel, each.target, choose.entry(each), each.command]
+             for each in choose.kept()],
+    "hand": choose.by_hand(choose.kept()),
     "same": json.loads(choose.written(table)) == table,
     "lines": choose.written(table).count(chr(10)),
 }, default=str))
@@ -99,6 +105,20 @@ def test_a_case_speaks_for_the_tile_of_the_kernel_that_it_judges(rules):
     assert found["attention, gradient to keys and values"][0][0] == "attention_gradient"
     assert found["sae, above a threshold in float32"] == [["sae_float32", 64]]
     assert found["linear, float32 in three terms"] == []  # no product
+
+
+def test_what_was_written_down_is_what_the_tables_hold(rules):
+    tables = {}
+    for path in (ROOT / "kernels" / "gptoss_kernels" / "triton" / "tiles").glob("*.json"):
+        tables |= json.loads(path.read_text())
+    entries = sum(
+        len(column) for columns in tables.values() for target, column in columns.items()
+        if target != "interpreter"
+    )  # fmt: skip
+    assert len(rules["kept"]) + len(rules["hand"]) == entries
+    for kernel, target, entry, command in rules["kept"]:
+        assert entry in tables[kernel][target], f"run {command}"
+        assert command.startswith("choose.py ")
 
 
 def test_tables_are_written_as_they_are_kept(rules):
