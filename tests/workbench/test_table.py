@@ -93,3 +93,9 @@ def test_it_shows_its_first_rows_and_says_what_is_cut():
 def test_text_is_escaped_in_a_notebook():
     shown = Table({"token": ["<b>"]}, "<i>", "")._repr_html_()
     assert "&lt;b&gt;" in shown and "<i>" not in shown
+
+
+def test_a_table_of_an_interrupted_run_says_so():
+    table = Table({"n": [1, 2]}, "numbers", "", provenance={"complete": False})
+    assert repr(table.rows(slice(1))).count("INCOMPLETE") == 1
+    assert "INCOMPLETE" not in repr(Table({"n": [1]}, "", "", provenance={"complete": True}))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 SHOWN = 12
+PARTIAL = "INCOMPLETE: the run that gave the data was interrupted"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -50,6 +51,8 @@ class Table:
         if unknown := set(self.units) - set(columns):
             raise ValueError(f"Table: units for columns that are not there: {sorted(unknown)}")
         object.__setattr__(self, "columns", columns)
+        if self.provenance.get("complete") is False and PARTIAL not in self.notes:
+            object.__setattr__(self, "notes", (*self.notes, PARTIAL))
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
