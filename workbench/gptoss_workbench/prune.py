@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gptoss_workbench.checkpoint import hf_layout, save_checkpoint
-from gptoss_workbench.checkpoint.open import Checkpoint
+from gptoss_workbench.checkpoint.save import TextSource, text_source
 from gptoss_workbench.config import Config
 from gptoss_workbench.table import Table
 
@@ -61,7 +61,7 @@ def prune_experts(
     n: int | None = None,
     scores: Table | np.ndarray | Tensor | None = None,
     by: str = "saliency",
-    tokenizer_files_from: str | Path | Checkpoint | None = None,
+    tokenizer_files_from: TextSource = None,
 ) -> Pruned:
     """Write a checkpoint with fewer experts in each layer.
 
@@ -76,13 +76,17 @@ def prune_experts(
         n: how many to keep, the best by `scores`; ties keep the lower number.
         scores: a Table with columns layer and expert, or [layer, expert] numbers.
         by: the Table's column to score by.
-        tokenizer_files_from: a folder whose tokenizer and template go along.
+        tokenizer_files_from: a folder whose tokenizer and template go along; None is the one that
+            the model was loaded from, False leaves them out.
     """
     kept = _kept(model.config, keep, n, scores, by)
     config = _config(model.config, len(kept[0]))
     tensors = PrunedTensors(model.checkpoint_tensors(), kept)
     saved = save_checkpoint(
-        tensors, folder, config=config, tokenizer_files_from=tokenizer_files_from
+        tensors,
+        folder,
+        config=config,
+        tokenizer_files_from=text_source(model, tokenizer_files_from),
     )
     everyone = range(model.config.num_local_experts)
     dropped = tuple(tuple(e for e in everyone if e not in layer) for layer in kept)

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -34,6 +34,10 @@ TEXT_FILES = (
 """What is copied beside the weights, so that the saved folder takes text as the first one did."""
 
 
+TextSource = str | Path | Checkpoint | Literal[False] | None
+"""Where text files are copied from."""
+
+
 class Saveable(Protocol):
     """A model that can be saved."""
 
@@ -48,17 +52,18 @@ def save_checkpoint(
     folder: str | Path,
     *,
     config: Config | None = None,
-    tokenizer_files_from: str | Path | Checkpoint | None = None,
+    tokenizer_files_from: TextSource = None,
     shard_bytes: int = 5_000_000_000,
 ) -> Path:
     """Write a model, or tensors under their Hugging Face names, as a new checkpoint folder.
 
-    save_checkpoint(model, "my-gpt-oss", tokenizer_files_from="/models/gpt-oss-20b")
+    save_checkpoint(model, "my-gpt-oss")
 
     Args:
         config: needed with tensors; a model brings its own.
         tokenizer_files_from: a folder or an opened checkpoint whose tokenizer.json,
-            generation_config.json and chat template go along.
+            generation_config.json and chat template go along. None is the folder that the model
+            was loaded from; False leaves them out.
         shard_bytes: a file is closed before it grows beyond this.
     """
     tensors, config = _tensors_and_config(model_or_tensors, config)
@@ -71,7 +76,7 @@ def save_checkpoint(
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"save_checkpoint: {folder} exists and is not an empty folder")
-    texts = _text_files(tokenizer_files_from)
+    texts = _text_files(text_source(model_or_tensors, tokenizer_files_from))
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -83,6 +88,17 @@ def save_checkpoint(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def text_source(model: object, given: TextSource) -> TextSource:
+    """Where text files come from: as told, else the folder that a model was loaded from."""
+    own = getattr(model, "folder", None)
+    if given is None and own is not None and not own.is_dir():
+        raise CheckpointError(
+            f"save_checkpoint: {own}, which the model was loaded from, is gone; pass "
+            "tokenizer_files_from= another folder, or False for no tokenizer"
+        )
+    return own if given is None else given
 
 
 def _tensors_and_config(
@@ -114,8 +130,8 @@ def _write_json(file: Path, value: dict[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _text_files(source: str | Path | Checkpoint | None) -> list[Path]:
-    if source is None:
+def _text_files(source: TextSource) -> list[Path]:
+    if source is None or source is False:
         return []
     folder = source.folder if isinstance(source, Checkpoint) else Path(source).expanduser()
     if not folder.is_dir():
