@@ -48,7 +48,11 @@ def _backends() -> list[Finding]:
     out = [Finding("backends", True, f"{', '.join(names)}; load() takes {names[0]}"), _on_gpu()]
     if why := backend.why_missing("native"):
         return [*out, Finding("native", False, f"{why}; the slow reference is used instead")]
-    return [*out, Finding("native", True, f"runs on {backend.instruction_set('native')}")]
+    try:
+        runs_on = backend.instruction_set("native")
+    except ValueError as error:  # what GPTOSS_NATIVE_ISA asks for
+        return [*out, Finding("native", False, str(error))]
+    return [*out, Finding("native", True, f"runs on {runs_on}")]
 
 
 def _on_gpu() -> Finding:

@@ -7,6 +7,7 @@ carry the checkpoint's; `model.hook_points()` lists what can be read and edited.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,7 @@ from gptoss_workbench.generate import GenerateMixin
 from gptoss_workbench.kv_cache import KVCache
 from gptoss_workbench.layers import EXPERT_PARTS, Block, Norm, frozen
 from gptoss_workbench.lens_config import lens_config
+from gptoss_workbench.loaded import Loaded
 from gptoss_workbench.moving import Moving
 from gptoss_workbench.spare import Spare
 from gptoss_workbench.text import Batch, as_mask
@@ -57,7 +59,7 @@ class Unembed(nn.Module):
         return self.hook_out(self.ops.unembed(x, self.weight))
 
 
-class GptOss(WeightViews, GenerateMixin):
+class GptOss(Loaded, WeightViews, GenerateMixin):
     """A gpt-oss model. `gptoss_workbench.load()` makes one from a checkpoint.
 
     Args:
@@ -65,6 +67,7 @@ class GptOss(WeightViews, GenerateMixin):
         tensors: weights under their Hugging Face names, experts packed; used as they lie.
         dtype: of the activations, bfloat16 (as released) or float32. Sums are float32 in both.
         backend: 'native', 'triton', 'reference', or None for the fastest available.
+        folder: where tokenizer and templates lie, for `save_checkpoint`.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class GptOss(WeightViews, GenerateMixin):
         name: str = "gpt-oss",
         fingerprint: str | None = None,
         generation_config: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
     ):
         super().__init__()
         if dtype not in DTYPES:
@@ -92,6 +96,7 @@ class GptOss(WeightViews, GenerateMixin):
             tensors = Moving(dict(tensors), device)
         self.config, self.activation_dtype, self.backend = config, dtype, ops.name
         self.tokenizer, self.name, self.fingerprint = tokenizer, name, fingerprint
+        self.folder = folder
         self.generation_config = dict(generation_config or {})
         self.cfg = lens_config(config, dtype, device, name)
         self.n_layers = config.num_hidden_layers

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class WeightViews(TextMixin):
-    """W_E, W_U, W_Q ... of a model, in its dtype. Per-layer stacks are made when asked for."""
+    """W_E, W_U, W_Q ... of a model, in its dtype. Per-layer stacks are made when asked for.
+
+    Parameters, and in bfloat16 what is no stack, are views of the mapped files: torch.save of one
+    writes the whole file, of its .clone() only itself.
+    """
 
     activation_dtype: torch.dtype
     embed: "Embed"

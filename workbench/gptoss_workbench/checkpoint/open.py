@@ -19,6 +19,10 @@ from gptoss_workbench.checkpoint.safetensors_file import Entry, map_tensors
 from gptoss_workbench.checkpoint.shards import read_json
 from gptoss_workbench.config import Config
 
+NANO = "gpt-oss-nano"
+"""What the embedded model is called."""
+RELEASED = ("gpt-oss-20b", "gpt-oss-120b")
+
 WHOLE = 1 << 20
 """Tensors up to this many bytes enter the fingerprint whole."""
 PIECES, PIECE = 32, 4096
@@ -109,17 +113,17 @@ def open_checkpoint(source: str | Path | None = None, *, revision: str | None = 
 
 def resolve(source: str | Path | None, *, revision: str | None = None) -> tuple[Path, str]:
     """The folder that holds config.json, and what to call it."""
-    if source is None:
+    if source is None or (source == NANO and not Path(source).exists()):
         from gptoss_workbench.nano import checkpoint_path
 
-        return Path(checkpoint_path()), "gpt-oss-nano"
+        return Path(checkpoint_path()), NANO
     folder = Path(source).expanduser()
     if not folder.exists() and isinstance(source, str) and hub.is_hub_id(source):
         return hub.download(source, revision=revision), source
     if not folder.is_dir():
         raise CheckpointError(
             f"no checkpoint at {source}: expected a folder with config.json and *.safetensors, "
-            "a hub id like openai/gpt-oss-20b, or nothing for gpt-oss-nano"
+            f"a hub id like openai/gpt-oss-20b, or nothing for {NANO}{_meant(str(source))}"
         )
     if revision is not None:
         raise CheckpointError(f"revision={revision!r} is for hub ids; {source} is a folder")
@@ -127,6 +131,11 @@ def resolve(source: str | Path | None, *, revision: str | None = None) -> tuple[
     if not (folder / "config.json").exists() and (original / "config.json").exists():
         folder = original  # as `hf download --include "original/*"` leaves it
     return folder, str(source)
+
+
+def _meant(source: str) -> str:
+    """The hub id of a released model that was named without its organisation."""
+    return f'. Did you mean "openai/{source}"?' if source in RELEASED else ""
 
 
 def beside(folder: Path, name: str) -> Path | None:
