@@ -237,13 +237,27 @@ def test_hooks_of_the_caller_see_whole_prompts_and_act(odd, site):
 def test_edits_act_on_patched_runs_too(odd, site):
     clean, corrupted = prompts()
     metric = logit_difference(7, 9)
-    plain = activation_patching(odd, clean, corrupted, metric=metric, sites=site, heads=[1])
-    with odd.edited(ban(1), scaled("k", 0.5, layers=2)):
-        found = activation_patching(odd, clean, corrupted, metric=metric, sites=site, heads=[1])
+    options = {"metric": metric, "sites": site, "heads": [1], "positions": [3, 5]}
+    plain = activation_patching(odd, clean, corrupted, **options)
+    with odd.edited(ban(1), ban(2, tokens=[-1]), scaled("k", 0.5, layers=2)):
+        found = activation_patching(odd, clean, corrupted, **options)
         wanted = plain_loop(odd, found.cells, corrupted, clean, metric)
     limit = 1e-5 * scale(odd, corrupted)
     np.testing.assert_allclose(found.value[:, 0], wanted, atol=limit, rtol=0)
     assert np.abs(found.value - plain.value).min() > limit
+
+
+def test_an_edit_behind_the_layers_acts_on_every_value(odd):
+    clean, corrupted = prompts()
+    with odd.edited(scaled("ln_final.hook_out", 2.0)):
+        found = activation_patching(
+            odd, clean, corrupted, metric=logit_difference(7, 9), sites="z", positions="all"
+        )
+    plain = activation_patching(
+        odd, clean, corrupted, metric=logit_difference(7, 9), sites="z", positions="all"
+    )
+    np.testing.assert_allclose(found.value, 2 * plain.value, atol=1e-5 * scale(odd, corrupted))
+    np.testing.assert_array_equal(found.corrupted, 2 * plain.corrupted)
 
 
 @pytest.mark.parametrize("kind", ["log_prob", "kl", "loss", "function"])

@@ -58,7 +58,8 @@ class Copies:
         """
         last, start = self.model.n_layers - 1, self.base.width - wide if wide else self.first
         name = f"{layer}.hook_resid_pre" if layer <= last else f"{last}.hook_resid_post"
-        return _spread(self.base.kept[f"blocks.{name}"][:, start:], n).contiguous()
+        x = _spread(self.base.kept[f"blocks.{name}"][:, start:], n)
+        return x.clone(memory_format=torch.contiguous_format)
 
     def through(
         self, layer: int, x: Tensor, hooks: Sequence[tuple[str, HookFunction]] = ()
