@@ -27,7 +27,7 @@ from gptoss_hooks.edits import TieWarning
 from gptoss_hooks.names import UnknownHook
 from gptoss_kernels.backend import available
 from gptoss_workbench.checkpoint.synthetic import random_tensors
-from gptoss_workbench.harmony.voices import VoiceTracker
+from gptoss_workbench.harmony.voices import VOICES, VoiceTracker
 from gptoss_workbench.nano.data import sample
 
 LOGITS, INDICES, WEIGHTS = (
@@ -419,3 +419,19 @@ def test_cached_generation_with_a_channel_scope_equals_uncached(nano, story):
     pieces = list(nano.stream(prompt, max_new_tokens=3, edits=edits))
     assert [p.token for p in pieces] == out[True][0, prompt.shape[1] :][:3].tolist()
     assert nano.active_edits == () and not nano.text_grows
+
+
+# -- what verbs say of themselves ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [wb.ban, wb.zero, wb.force, wb.set_k, wb.replay, wb.steer])
+def test_a_verb_documents_where_it_acts(verb):
+    said = verb.__doc__
+    assert all(f"    {name}:" in said for name in ("layers", "tokens", "channels"))
+    assert ("heads, neurons, experts:" in said) == (verb is wb.steer)
+    assert all(f'"{voice}"' in said for voice in VOICES)
+
+
+def test_a_full_name_takes_no_layers():
+    with pytest.raises(EditError, match="names its block already; leave out layers=2"):
+        scale("blocks.1.hook_resid_post", 2.0, layers=2)

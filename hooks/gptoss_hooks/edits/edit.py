@@ -9,9 +9,10 @@ holds no model: unknown layers, experts and sites are found when it is given to 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from inspect import cleandoc, signature
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,22 @@ Places = int | str | slice | Sequence[int] | Sequence[str] | None
 Voices = str | Sequence[str] | None
 """Harmony voices: analysis, final, commentary, user, system, developer, tool, header ..."""
 
+SCOPE = """
+Where it acts:
+    layers: blocks, negative ones counted from the last; None is all.
+    tokens: positions of a row's real tokens (negative ones from its end, where it has one), a
+        slice of them, or texts: every token that reads so, " E" say, with its space.
+    channels: voices of harmony: "analysis", "commentary", "final" or "other" (channels of the
+        assistant; "assistant" where it names none), "system", "developer", "user", "tool",
+        "header", and "text" outside messages; None is all.
+
+Raises EditError where it cannot act: unknown layers or names, or no such token in what runs.
+"""
+PARTS = """
+Which part of the activation:
+    heads, neurons, experts: entries of its axes head or kv_head, d_ff, and of the slots (or router
+        logits) of an expert; None is all.
+"""
 SHOWN = 8
 """Largest tensor whose numbers are printed."""
 
@@ -73,6 +90,16 @@ class Edit:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors this edit holds, by a name made of their content."""
         return {digest(t): t for f in fields(self) for t in _held(getattr(self, f.name))}
+
+
+Verb = TypeVar("Verb", bound=Callable)
+
+
+def scoped(verb: Verb) -> Verb:
+    """Add to a verb's documentation what its arguments of place mean, the same for all."""
+    more = PARTS + SCOPE if "heads" in signature(verb).parameters else SCOPE
+    verb.__doc__ = f"{cleandoc(verb.__doc__ or '')}\n{more}"
+    return verb
 
 
 def numbers(value: Many, what: str, verb: str) -> tuple[int, ...] | None:

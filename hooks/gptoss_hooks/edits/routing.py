@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gptoss_hooks.edits.edit import Edit, Many, Places, Voices, numbers, places, voices
+from gptoss_hooks.edits.edit import Edit, Many, Places, Voices, numbers, places, scoped, voices
 from gptoss_hooks.points import EditError
 
 
@@ -113,6 +113,7 @@ class SteerExperts(RoutingEdit):
     suppress: tuple[Any, ...] = ()
 
 
+@scoped
 def ban(
     experts: Many, *, layers: Many = None, tokens: Places = None, channels: Voices = None
 ) -> Ban:
@@ -124,6 +125,7 @@ def ban(
     return _on_experts(Ban, experts, layers, tokens, channels)
 
 
+@scoped
 def zero(
     experts: Many, *, layers: Many = None, tokens: Places = None, channels: Voices = None
 ) -> Zero:
@@ -134,6 +136,7 @@ def zero(
     return _on_experts(Zero, experts, layers, tokens, channels)
 
 
+@scoped
 def route_around(
     experts: Many, *, layers: Many = None, tokens: Places = None, channels: Voices = None
 ) -> RouteAround:
@@ -145,6 +148,7 @@ def route_around(
     return _on_experts(RouteAround, experts, layers, tokens, channels)
 
 
+@scoped
 def force(
     experts: Many, *, layers: Many = None, tokens: Places = None, channels: Voices = None
 ) -> Force:
@@ -156,6 +160,7 @@ def force(
     return _on_experts(Force, experts, layers, tokens, channels)
 
 
+@scoped
 def bias(
     experts: Many,
     value: float,
@@ -171,6 +176,7 @@ def bias(
                 float(value))  # fmt: skip
 
 
+@scoped
 def swap(
     experts: Sequence[int] | Sequence[Sequence[int]],
     *,
@@ -192,6 +198,7 @@ def swap(
     return Swap(*_where("swap", layers, tokens, channels), exchanged)
 
 
+@scoped
 def set_k(k: int, *, layers: Many = None, tokens: Places = None, channels: Voices = None) -> SetK:
     """Give a token its k best experts, fewer or more than the model's; weights sum to 1.
 
@@ -203,6 +210,7 @@ def set_k(k: int, *, layers: Many = None, tokens: Places = None, channels: Voice
     return SetK(*_where("set_k", layers, tokens, channels), k)
 
 
+@scoped
 def replay(
     source: Any,
     weights: Any = False,
@@ -230,6 +238,7 @@ def replay(
     return Replay(*where, kept, "weights" in kept)
 
 
+@scoped
 def steer_experts(
     promote: Any = (),
     suppress: Any = (),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gptoss_hooks.cache import act_name
-from gptoss_hooks.edits.edit import Edit, Many, Places, Voices, numbers, places, voices
+from gptoss_hooks.edits.edit import Edit, Many, Places, Voices, numbers, places, scoped, voices
 from gptoss_hooks.points import EditError
 
 PLAIN = ""
@@ -70,6 +70,7 @@ class Scale(SiteEdit):
     factor: float = 1.0
 
 
+@scoped
 def ablate(
     site: str,
     *,
@@ -89,6 +90,7 @@ def ablate(
     return Ablate(*where, None if to is None else _values(to, where, "ablate"))
 
 
+@scoped
 def patch(
     site: str,
     value: Any,
@@ -110,6 +112,7 @@ def patch(
     return Patch(*where, _values(value, where, "patch"))
 
 
+@scoped
 def steer(
     site: str,
     vector: Any,
@@ -131,6 +134,7 @@ def steer(
     return Steer(*where, values, _finite(strength, "steer", "strength"))
 
 
+@scoped
 def scale(
     site: str,
     factor: float,
@@ -167,6 +171,8 @@ def _where(
 ) -> tuple[Any, Any, Any, str, Any, Any, Any]:
     if not isinstance(site, str) or not site:
         raise EditError(f"{verb}: site= is the name of a hook point; got {site!r}")
+    if site.startswith("blocks.") and layers is not None:
+        raise EditError(f"{verb}: {site!r} names its block already; leave out layers={layers!r}")
     parts = {"layers": layers, "heads": heads, "neurons": neurons, "experts": experts}
     read = {name: numbers(value, name, verb) for name, value in parts.items()}
     return (
