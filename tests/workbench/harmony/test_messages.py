@@ -85,6 +85,13 @@ def test_a_message_gives_its_dict_back():
     assert Message.from_dict(message.to_dict()) == [message]
 
 
+def test_keys_that_hold_nothing_lose_nothing():
+    empty = {"refusal": None, "annotations": [], "audio": None, "tool_calls": None}
+    entry = {"role": "assistant", "content": "Yes.", **empty, "channel": None}
+    assert Message.from_dict(entry) == [Message("assistant", "Yes.", "final")]
+    assert Message.from_dict({**entry, "channel": "final"}) == Message.from_dict(entry)
+
+
 @pytest.mark.parametrize(
     ("entry", "named"),
     [
@@ -94,6 +101,17 @@ def test_a_message_gives_its_dict_back():
         ({"role": "user", "content": 7}, "7"),
         ({"role": "assistant", "tool_calls": [{"function": {}}]}, "tool call"),
         ({"role": "assistant", "tool_calls": [7]}, "tool call"),
+        ({"role": "user"}, "expected 'content' in a message of role 'user', got only 'role'"),
+        ({"role": "assistant"}, "expected 'content' or one of thinking, .*tool_calls"),
+        ({"role": "user", "content": "", "chanel": "final"}, "'chanel' cannot be .*channel, "),
+        ({"role": "user", "content": "", "thinking": "Hm."}, "'thinking' cannot be kept in a"),
+        ({"role": "user", "content": "", "tool_calls": [CALL]}, "'tool_calls' cannot be kept"),
+        ({"role": "assistant", "content": "", "channel": "banana"}, "among .*got 'banana'"),
+        (
+            {"role": "assistant", "content": "", "channel": "final", "reasoning": "Hm."},
+            "'reasoning' cannot be kept beside a channel",
+        ),
+        ({"role": "assistant", "thinking": "a", "reasoning": "b"}, "thinking and reasoning differ"),
     ],
 )
 def test_wrong_entries_are_named(entry, named):

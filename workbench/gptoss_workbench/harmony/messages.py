@@ -1,5 +1,7 @@
 """A harmony message, and how OpenAI-style dicts become messages.
 
+A key that no message could keep raises, unless it holds nothing.
+
 A dict may give several messages, as in the official chat template: `thinking` becomes a message in
 the analysis channel, every function call one in the commentary channel. A dict's "system" text is
 harmony's developer message; harmony's own system message is written by `render`.
@@ -15,6 +17,9 @@ from typing import Any
 ROLES = ("system", "developer", "user", "assistant", "tool")
 CHANNELS = ("analysis", "commentary", "final")
 THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
+FIELDS = ("channel", "recipient", "content_type", "name")
+SPOKEN = (*THINKING_KEYS, "tool_calls")
+"""What only an assistant's dict without a channel has."""
 FUNCTIONS = "functions"
 
 
@@ -44,10 +49,11 @@ class Message:
         role = entry.get("role")
         if role not in ROLES:
             raise ValueError(f"Message.from_dict: expected a role among {ROLES}, got {role!r}")
-        if role == "assistant" and "channel" not in entry:
+        _check(entry, role)
+        if role == "assistant" and entry.get("channel") is None:
             return _assistant(entry)
         content = _text(entry.get("content"))
-        given = {k: entry.get(k) for k in ("channel", "recipient", "content_type", "name")}
+        given = {k: entry.get(k) for k in FIELDS}
         if role == "tool":
             return [_tool_result(content, entry)]
         return [cls("developer" if role == "system" else role, content, **given)]
@@ -55,6 +61,31 @@ class Message:
     def to_dict(self) -> dict[str, str | None]:
         """Give the fields that are set, as a plain dict; `from_dict` reads all but role system."""
         return {k: v for k, v in vars(self).items() if v is not None or k in ("role", "content")}
+
+
+def _check(entry: Mapping[str, Any], role: str) -> None:
+    """Refuse an entry of which something would be lost."""
+    spoken = SPOKEN if role == "assistant" and entry.get("channel") is None else ()
+    known = ("role", "content", *FIELDS, *spoken, *(("tool_call_id",) if role == "tool" else ()))
+    lost = [key for key, value in entry.items() if key not in known and value not in (None, [])]
+    if lost:
+        beside = " beside a channel" if set(lost) <= set(SPOKEN) and role == "assistant" else ""
+        raise ValueError(
+            f"Message.from_dict: {', '.join(map(repr, lost))} cannot be kept{beside} in a message "
+            f"of role {role!r}; known there are {', '.join(known)}"
+        )
+    channel = entry.get("channel")
+    if channel is not None and channel not in CHANNELS:
+        raise ValueError(f"Message.from_dict: expected a channel among {CHANNELS}, got {channel!r}")
+    if "content" not in entry and not any(entry.get(key) for key in spoken):
+        instead = f" or one of {', '.join(spoken)}" if spoken else ""
+        raise ValueError(
+            f"Message.from_dict: expected 'content'{instead} in a message of role {role!r}, got "
+            f"only {', '.join(map(repr, entry))}"
+        )
+    thoughts = [key for key in THINKING_KEYS if entry.get(key)]
+    if len({_text(entry[key]) for key in thoughts}) > 1:
+        raise ValueError(f"Message.from_dict: {' and '.join(thoughts)} differ; give one of them")
 
 
 def conversation(messages: Iterable[Message | Mapping[str, Any]]) -> list[Message]:
