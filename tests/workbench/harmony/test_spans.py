@@ -283,3 +283,14 @@ def test_thirty_thousand_tokens_take_less_than_a_second(tokenizer):
     spans = harmony.spans(ids, tokenizer, start_role="assistant")
     assert time.process_time() - began < 1.0
     assert len(ids) > 30_000 and len(spans.sentences) == 4800
+
+
+def test_a_misspelt_role_or_channel_is_named_beside_those_that_are_there(tokenizer):
+    text = "<|start|>user<|message|>Hi<|end|><|start|>functions.f to=assistant<|channel|>odd"
+    spans = harmony.spans(tokenizer.encode(text + "<|message|>7<|end|>"), tokenizer)
+    with pytest.raises(ValueError, match="no channel 'anlysis'; here are odd, and harmony knows"):
+        spans.mask(channel="anlysis")
+    with pytest.raises(ValueError, match="no role 'usr'; here are tool, user"):
+        spans.mask(role=("user", "usr"))
+    assert not spans.mask(channel="final").any()  # harmony's, and not here
+    assert spans.mask(channel=("odd", None), role=("tool", "user", None)).all()

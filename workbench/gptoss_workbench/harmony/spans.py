@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 import numpy as np
 
 from gptoss_workbench.harmony import show
+from gptoss_workbench.harmony.messages import CHANNELS, ROLES
 from gptoss_workbench.harmony.sentences import sentence_of_pieces
 from gptoss_workbench.harmony.track import Cut, Markers, cut
 from gptoss_workbench.tokenizer import Ids, Tokenizer, as_ids
@@ -138,7 +139,8 @@ class Spans:
             spans.mask(role="assistant", channel=("analysis", "final"), part="body")
 
         Each argument is a value or a tuple of values; None asks for nothing, so tokens without a
-        channel are channel=(None,).
+        channel are channel=(None,). A role or channel of harmony's that no message has selects
+        nothing; any other name that is not here raises.
         """
         if part is not None and not set(_several(part)) <= set(PARTS):
             raise ValueError(f"Spans.mask: expected part among {PARTS}, got {part!r}")
@@ -147,9 +149,24 @@ class Spans:
         for field, value in {**asked, "message": message, "sentence": sentence}.items():
             if value is not None:
                 wanted = set(_several(value))
+                self._check(field, wanted)
                 found = (getattr(label, field) in wanted for label in self.labels)
                 out &= np.fromiter(found, dtype=bool, count=len(self))
         return out
+
+    def _check(self, field: str, wanted: set[Any]) -> None:
+        """Refuse roles and channels that are neither harmony's nor in these messages."""
+        known = {"role": ROLES, "channel": CHANNELS}.get(field)
+        if known is None:
+            return
+        here = {getattr(label, field) for label in self.labels} - {None}
+        if unknown := wanted - {None} - here - set(known):
+            there = ", ".join(sorted(map(str, here))) or "none"
+            named = ", ".join(sorted(map(repr, unknown)))
+            raise ValueError(
+                f"Spans.mask: no {field} {named}; here are {there}, "
+                f"and harmony knows {', '.join(known)}"
+            )
 
     def to_pandas(self) -> pandas.DataFrame:
         """Give one row a token, with its text in front."""
