@@ -172,6 +172,28 @@ def test_what_cannot_act_raises_at_the_token_it_meets(model, everywhere):
         next(pieces)
 
 
+def written(model, edits):
+    """Tokens that are written until an edit cannot act, and what it says then."""
+    pieces = model.stream(draw(1, PROMPT), max_new_tokens=9, stop_at_eos=False, edits=edits)
+    tokens = []
+    with pytest.raises(EditError) as raised:
+        tokens.extend(piece.token for piece in pieces)
+    return tokens, str(raised.value)
+
+
+def test_a_recording_is_refused_at_the_token_it_does_not_fit(model, everywhere, monkeypatch):
+    layers, k = model.n_layers, model.config.num_experts_per_tok
+    experts = torch.arange(k).expand(layers, 1, PROMPT + 9, k).clone()
+    experts[-1, 0, PROMPT + 4] = -1
+    other = model.trace(torch.cat([draw(1, PROMPT), draw(1, 5, seed=7)], 1))
+    found = [written(model, [replay(source)]) for source in (experts, other)]
+    assert len(found[0][0]) == 5 and "the recording holds" in found[0][1]
+    assert len(found[1][0]) < 5 and "other tokens run than were recorded" in found[1][1]
+    assert everywhere
+    monkeypatch.undo()
+    assert found == [written(model, [replay(source)]) for source in (experts, other)]
+
+
 def test_a_short_row_writes_on_beside_one_at_the_end_of_the_context(make_model, everywhere):
     """Its steps take places of their own, behind the longest prompt."""
     model = make_model(backend="reference", max_position_embeddings=PROMPT + 1)

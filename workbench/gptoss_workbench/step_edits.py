@@ -19,7 +19,7 @@ from gptoss_hooks.edits.aligned import Run
 from gptoss_hooks.edits.edit import Edit
 from gptoss_hooks.edits.fused import fusable
 from gptoss_hooks.edits.plan import plan
-from gptoss_hooks.edits.routing import Replay
+from gptoss_hooks.points import EditError
 from gptoss_kernels.route_edited import RouteProgram
 from gptoss_workbench.edit_scope import Scope
 from gptoss_workbench.fixed_cache import FixedCache
@@ -75,13 +75,21 @@ class StepEdits:
             return []
         scope = Scope(self.model, tokens, positions, cache)
         masks = [scope.mask(edit) for edit in self.edits]
-        acting = torch.stack(masks).numpy().tobytes()
-        recorded = any(isinstance(edit, Replay) for edit in self.edits)
-        if recorded or acting not in self._fitting:
-            run = Run(positions, tokens, True, masks)
-            programs.programs(self.host.routes, run, self.host.sizes)
-            self._fitting.add(acting)
+        self._check(Run(positions, tokens, True, masks))
         return masks
+
+    def _check(self, run: Run) -> None:
+        """Raise EditError where the edits cannot act: once for those that act together, not once a
+        token, unless what was recorded for other tokens does not fit."""
+        routes, sizes = self.host.routes, self.host.sizes
+        acting = torch.stack(list(run.masks)).numpy().tobytes()
+        if acting not in self._fitting:
+            try:
+                programs.programs(routes, programs.anywhere(routes, run), sizes)
+                self._fitting.add(acting)
+            except EditError:
+                programs.programs(routes, run, sizes)
+        programs.refuse_other_tokens(routes, run)
 
     def begin(self, run: Run, stack: ExitStack) -> Sequence[RouteProgram | None]:
         """Programs a layer for a run on the device; site edits stay on until `stack` is left."""

@@ -106,6 +106,26 @@ def programs(
     return tuple(built[id(plan)] for plan in plans)
 
 
+def anywhere(plans: Sequence[LayerPlan | None], run: Run) -> Run:
+    """A run of every place that a recording has, with the edits that act on a run of one token."""
+    lengths = [r.experts.shape[1] for plan in plans if plan for r in plan.recordings if r]
+    length = max(lengths, default=1)
+    positions = torch.arange(length).expand(len(run.positions), -1)
+    return Run(positions, None, True, [mask.expand(-1, length) for mask in run.masks])
+
+
+def refuse_other_tokens(plans: Sequence[LayerPlan | None], run: Run) -> None:
+    """Raise EditError where other tokens run than a replay has recorded."""
+    looked: set[int] = set()
+    for plan in plans:
+        for i, recording in zip(plan.which, plan.recordings, strict=True) if plan else ():
+            if recording is None or recording.tokens is None or i in looked:
+                continue
+            looked.add(i)
+            mask = _reached(recording, run, run.masks[i])
+            aligned(recording.tokens, run, mask, "replay", recording.tokens, recording.ends)
+
+
 def acts(edit: RoutingEdit, layer: int, n_layers: int) -> bool:
     """Whether an edit has something to say in a layer."""
     if isinstance(edit, SteerExperts) and edit.layers is None:
