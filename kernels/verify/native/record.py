@@ -52,7 +52,7 @@ class _Arguments:
 
     def _struct(self, fields: ctypes.Structure) -> bytes:
         buffers = {}
-        for name, kind in fields._fields_:
+        for name, kind in fields._fields_:  # pyright: ignore[reportAssignmentType]
             value = getattr(fields, name)
             if kind is ctypes.c_void_p and value:
                 buffers[getattr(type(fields), name).offset] = self._number(value)
@@ -70,7 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def recorded_kernels(request: pytest.FixtureRequest):
-    folder = request.config.getoption("--record")
+    folder: Path = request.config.getoption("--record")  # pyright: ignore[reportAssignmentType]
     with (
         (folder / "calls").open("wb") as calls_file,
         (folder / "results").open("wb") as results_file,

@@ -89,7 +89,8 @@ class Found(NamedTuple):
     """the tile it replaced; empty where it stayed"""
     gain: str
     """how many times fewer clocks than with that one"""
-    tried: int
+    tried: str
+    """how many tiles, its own included"""
     command: str
     triton: str
 
@@ -254,7 +255,7 @@ def _found(bucket: Bucket, entry: Sequence, trials: Iterable[Trial]) -> Found:
     now = mine[Tile(*entry[1:])]
     before = ("", "") if now.tile == bucket.was else (_text(bucket.was), f"{now.gain:.2f}")
     return Found(bucket.key, bucket.target, str(entry[0] or "any"), _text(now.tile),
-                 f"{now.share:.2f}", *before, len(mine), "", triton.__version__)  # fmt: skip
+                 f"{now.share:.2f}", *before, str(len(mine)), "", triton.__version__)  # fmt: skip
 
 
 def _text(tile: Tile) -> str:
@@ -268,8 +269,7 @@ def _bucket(column: Sequence[Sequence], rows: int) -> int:
 def kept() -> list[Found]:
     """What the last search of each bucket found."""
     with FOUND.open(newline="") as file:
-        rows = csv.DictReader(file)
-        return [Found(**row)._replace(tried=int(row["tried"])) for row in rows]
+        return [Found(**row) for row in csv.DictReader(file)]
 
 
 def entry(found: Found) -> list:

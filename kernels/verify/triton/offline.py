@@ -110,7 +110,7 @@ def _standing_in(target: str, started: Callable[[Launch], None] | None) -> Itera
     plain_run, driver = JITFunction.run, triton.runtime.driver
     plain_driver = driver._active
 
-    def run(self, *args, grid, warmup, **kwargs):
+    def run(self, *args, grid: Any, warmup, **kwargs):
         if started is None:
             return None
         kernel = plain_run(self, *args, grid=grid, warmup=True, **kwargs)
@@ -118,11 +118,11 @@ def _standing_in(target: str, started: Callable[[Launch], None] | None) -> Itera
         given = {name: value for name, value in kwargs.items() if name in names}
         bound = self.signature.bind(*args, **given)
         bound.apply_defaults()
-        blocks = grid(bound.arguments) if callable(grid) else grid
+        blocks: Any = grid(bound.arguments) if callable(grid) else grid
         started(Launch(kernel, tuple(blocks), dict(bound.arguments)))
         return kernel
 
-    driver.set_active(_Driver(target))
+    driver.set_active(_Driver(target))  # pyright: ignore[reportArgumentType]
     JITFunction.run = run
     try:
         yield

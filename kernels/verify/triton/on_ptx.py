@@ -7,6 +7,7 @@ Every launch is compiled for the target and emulated on the CPU; see `ptx_machin
 """
 
 import os
+from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"  # read when triton is first imported, next
 
@@ -28,11 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def kernels_on_ptx(request: pytest.FixtureRequest):
-    option = request.config.getoption
+    def option(name: str) -> Any:
+        return request.config.getoption(name)
+
     how = ptx_machine.Run(option("--ptx-warps"), option("--ptx-copies"))
     with pytest.MonkeyPatch.context() as patch:
         if option("--ptx-tiles") == "interpreter":
-            patch.setattr(tiles, "architecture", lambda: "interpreter")
+            patch.setattr(tiles, "architecture", lambda device=None: "interpreter")
         changed = ptx_faults.FAULTS.get(option("--ptx-fault"), str)
         with offline.executing(option("--ptx-target"), how, changed) as launches:
             yield

@@ -121,4 +121,4 @@ def _region(tensor: Tensor) -> _Region:
     end = start + reach * tensor.itemsize
     base, limit = start // LINE * LINE, -(-end // LINE) * LINE
     memory = (ctypes.c_uint8 * (limit - base)).from_address(base)
-    return _Region(start, end, base, np.frombuffer(memory, np.uint8))
+    return _Region(start, end, base, np.frombuffer(memoryview(memory), np.uint8))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from ptx_memory import POISON
@@ -20,7 +21,7 @@ WHOLE = re.compile(r"^-?(0x[0-9a-fA-F]+|0b[01]+|\d+)U?$")
 ADDRESS = re.compile(r"^\[\s*([%$@\w.]+)\s*(?:\+\s*(-?\w+))?\s*\]$")
 SPECIAL = ("%tid.", "%ntid.", "%ctaid.", "%nctaid.", "%laneid", "%warpid")
 
-Read = Callable[..., np.ndarray]
+Read = Callable[..., Any]
 """lanes -> the operand's value in each of them, or one value for all"""
 Write = Callable[..., None]
 """(lanes, values, mask): put values where the mask is true"""

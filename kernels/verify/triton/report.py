@@ -124,7 +124,7 @@ def fit_rows(verdicts: Iterable[Verdict]) -> list[tuple]:
 def tile_parts() -> list[str]:
     """What the searches of tiles found, and a table of those that tried others."""
     found = choose.kept()
-    searched = [each for each in found if each.tried > 1]
+    searched = [each for each in found if each.tried != "1"]
     new = sum(bool(each.before) for each in searched)
     said = TILE_HEAD.format(full=len(found) - len(searched), stay=len(searched) - new, new=new,
                             hand=len(choose.by_hand(found)))  # fmt: skip

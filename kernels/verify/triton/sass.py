@@ -199,7 +199,8 @@ def bounds(instructions: Sequence[Instruction], labels: Mapping[str, int]) -> tu
         {
             (labels[each.target], place)
             for place, each in enumerate(instructions)
-            if each.target in labels
+            if each.target is not None
+            and each.target in labels
             and labels[each.target] < place
             and not _leaves_a_wait(instructions, labels, place)
         }
@@ -228,7 +229,8 @@ def passed_over(
     and are entered only past a branch to their end. Where the compiler puts such a block behind
     the program it is no part of the loop in the first place."""
     found: list[range] = []
-    branches = [(i, labels[e.target]) for i, e in enumerate(instructions) if e.target in labels]
+    branches = [(i, labels[e.target]) for i, e in enumerate(instructions)
+                if e.target is not None and e.target in labels]  # fmt: skip
     passed = first
     for place, end in branches:
         inside = range(place + 1, end)

@@ -16,9 +16,10 @@ PAIR = 2 * KEYS * D_HEAD * 2
 def ask(queries: int, keys: int, window: int | None = None, dtype=torch.bfloat16, **given):
     q = torch.empty(1, queries, HEADS, D_HEAD, dtype=dtype)
     k, v = torch.empty(2, 1, keys, KV_HEADS, D_HEAD, dtype=dtype)
-    leaves = [x.requires_grad_() for x in (q, k, v)] if given.pop("backward", False) else (q, k, v)
-    at = (torch.arange(keys - queries, keys)[None], torch.arange(keys)[None])
-    z = attention(*leaves, torch.empty(HEADS), *at, window=window, **given)
+    if given.pop("backward", False):
+        q, k, v = (x.requires_grad_() for x in (q, k, v))
+    query_at, key_at = torch.arange(keys - queries, keys)[None], torch.arange(keys)[None]
+    z = attention(q, k, v, torch.empty(HEADS), query_at, key_at, window=window, **given)
     if z.requires_grad:
         z.backward(torch.empty_like(z))
 

@@ -1,15 +1,17 @@
 """The lens on gpt-oss-20b: all layers of some rows, bare, and with target and final residual."""
 
+from typing import Any
+
 import torch
 from case import Case
 
 from gptoss_kernels.triton.lens import lens
 
 D_MODEL, VOCAB, LAYERS, ROWS = 2880, 201088, 24, 8
-TURN = {"flop": 2 * 64 * 128 * 64, "nbytes": 128 * 64 * 2}
+TURN: dict[str, Any] = {"flop": 2 * 64 * 128 * 64, "nbytes": 128 * 64 * 2}
 """A turn of the product's loop: 64 inputs of 128 tokens for 64 residuals."""
 HALF = {"sm_100": {"flop": TURN["flop"] // 2}}
-OWN = {"flop": 2 * 64 * 64 * 64, "nbytes": 64 * 64 * 2}
+OWN: dict[str, Any] = {"flop": 2 * 64 * 64 * 64, "nbytes": 64 * 64 * 2}
 """Of targets as many as residuals: the compiler drops the other half of the tile's products."""
 
 

@@ -1,5 +1,7 @@
 """Dense projections of gpt-oss-20b: one token, a prompt, gradients, float32, the unembedding."""
 
+from typing import Any
+
 import torch
 from case import Case
 
@@ -25,7 +27,7 @@ def read_out(rows: int) -> None:
     unembed(x, torch.empty(VOCAB, D_MODEL, dtype=torch.bfloat16))
 
 
-def turn(rows: int, terms: int = 1) -> dict[str, int]:
+def turn(rows: int, terms: int = 1) -> dict[str, Any]:
     """What a turn of the loop does for so many rows."""
     return {"flop": 2 * terms * rows * COLS * INNER, "nbytes": TILE}
 

@@ -1,12 +1,14 @@
 """Sparse codes of gpt-oss-20b's residuals in 131,072 latents."""
 
+from typing import Any
+
 import torch
 from case import Case
 
 from gptoss_kernels.triton.sae import decode, decoder_gradient, encode_above, encode_topk
 
 D_MODEL, LATENTS, ROWS = 2880, 131072, 64
-TURN = {"flop": 2 * 32 * 128 * 64, "nbytes": 128 * 64 * 2}
+TURN: dict[str, Any] = {"flop": 2 * 32 * 128 * 64, "nbytes": 128 * 64 * 2}
 """A turn of the product's loop: 64 inputs of 128 latents for 32 rows."""
 HALF = {"flop": TURN["flop"] // 2}
 
