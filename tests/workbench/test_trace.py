@@ -13,6 +13,7 @@ from gptoss_hooks import memory
 from gptoss_workbench import trace_store
 from gptoss_workbench.checkpoint.synthetic import TINY, random_tensors
 from gptoss_workbench.model import GptOss
+from gptoss_workbench.routing.trace import RoutingTrace
 from gptoss_workbench.tokenizer import Tokenizer
 from gptoss_workbench.trace import Trace
 from gptoss_workbench.trace_run import trace_run
@@ -152,6 +153,20 @@ def test_tables_leave_padding_out(trace):
     last = trace.places[-1]
     one = routing[(routing.row == 1) & (routing.pos == last) & (routing.layer == 3)]
     assert one.expert.tolist() == trace.routing.experts[3, 1, -1].tolist()
+
+
+def test_the_routing_table_says_whose_tokens_went_where(trace):
+    for part in (trace, trace[:, 40:43]):
+        table, corpus = part.to_pandas("routing"), RoutingTrace.from_trace(part).to_pandas()
+        assert table.columns.tolist()[:7] == "row pos string voice role channel part".split()
+        assert table.voice.tolist() == corpus.voice.tolist()
+        assert table.expert.tolist() == corpus.expert.tolist()
+        assert table.channel.fillna("").tolist() == corpus.channel.tolist()
+        tokens = part.to_pandas().set_index(["row", "pos"])
+        same_token = tokens.loc[list(zip(table.row, table.pos, strict=True))]
+        assert table.string.tolist() == same_token.string.tolist()
+    analysis = trace.to_pandas("routing").query("voice == 'analysis' and layer == 0")
+    assert "".join(analysis[analysis["rank"] == 0].string) == "Add them. It is 7."
 
 
 def test_a_cut_trace_tables_the_same_numbers(trace):

@@ -187,7 +187,10 @@ class Trace:
         )
 
     def to_pandas(self, what: str = "tokens") -> pandas.DataFrame:
-        """Give a long table without pad rows: "tokens", "routing", or an activation by name."""
+        """Give a long table without pad rows: "tokens", "routing", or an activation by name.
+
+        "routing" has a row a token, layer and rank, with the token's text, voice and channel.
+        """
         return trace_tables.table(self, what)
 
     def save(self, path: str | Path) -> Path:

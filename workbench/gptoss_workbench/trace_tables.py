@@ -5,12 +5,16 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from gptoss_workbench.harmony.voices import voice_of
 
 if TYPE_CHECKING:
     import pandas
 
+    from gptoss_workbench.harmony.spans import TokenLabel
     from gptoss_workbench.trace import Trace
 
 LABELS = ("role", "channel", "recipient", "part", "message", "sentence")
@@ -71,10 +75,30 @@ def _routing(trace: Trace) -> pandas.DataFrame:
     columns["layer"] = torch.tensor(trace.layers)[columns["layer"]]
     columns["weight"] = weights[_kept(trace, axes, experts)]
     columns["rank"] = columns.pop("k")
-    order, taken = ("row", "pos", "layer", "rank", "expert", "weight"), columns["expert"] >= 0
-    return frame({name: columns[name][taken].numpy() for name in order}).sort_values(
+    taken = columns["expert"] >= 0
+    plain = {name: column[taken].numpy() for name, column in columns.items()}
+    said = _said(trace, plain["row"], np.searchsorted(trace.places, plain["pos"]))
+    order = ("row", "pos", *said, "layer", "rank", "expert", "weight")
+    return frame({name: (plain | said)[name] for name in order}).sort_values(
         ["row", "pos", "layer", "rank"], ignore_index=True
     )
+
+
+def _said(trace: Trace, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
+    """Text, voice, role, channel and part of the tokens at some rows and columns, where known."""
+    grids: dict[str, list[list[str | None]]] = {}
+    if trace.strings is not None:
+        grids["string"] = [list(row) for row in trace.strings]
+    if trace.spans is not None:
+        grids["voice"] = [[_voice(label) for label in row] for row in trace.spans]
+        for name in ("role", "channel", "part"):
+            grids[name] = [[getattr(label, name) for label in row] for row in trace.spans]
+    return {name: np.array(grid, dtype=object)[rows, columns] for name, grid in grids.items()}
+
+
+def _voice(label: TokenLabel) -> str:
+    """What `by="channel"` splits by: a body's channel or role, "header" for all else."""
+    return voice_of(label.role, label.channel) if label.part == "body" else "header"
 
 
 def _activation(trace: Trace, name: str) -> pandas.DataFrame:
