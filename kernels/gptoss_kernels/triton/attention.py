@@ -23,7 +23,7 @@ class AttentionEdits(NamedTuple):
     """Changes as data; None changes nothing. Rows they leave alone keep their bits."""
 
     gain: Float[Tensor, "..."] | None = None
-    """[head] or [batch, head, query]; scales z before it is rounded, so 1 changes no bit"""
+    """[head] or [batch, head, query]; z is multiplied by it, once rounded: the bits of a hook"""
     hidden: Bool[Tensor, "..."] | None = None
     """[batch, key] or [batch, head, key]; keys that may not be seen"""
     queries: Int[Tensor, " chosen"] | None = None

@@ -215,6 +215,12 @@ def _joined(m, total, y, other_m, other_total, other_y):
 
 
 @triton.jit
+def gained(z, gain):
+    """z times a number a row, rounded once more: the bits of a hook that multiplies."""
+    return (z.to(tl.float32) * gain[:, None]).to(z.dtype)
+
+
+@triton.jit
 def _finish(
     m, total, y, sinks_ptr, gain_ptr, z_ptr, lse_ptr, mass_ptr, batch, query, head, live,
     n_query, heads, D: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -228,10 +234,9 @@ def _finish(
     tl.store(lse_ptr + row, top + tl.log2(total), mask=live)
     tl.store(mass_ptr + row, absorbed / total, mask=live)
     if z_ptr is not None:
-        share = fade / total
+        z = (y * (fade / total)[:, None]).to(z_ptr.dtype.element_ty)
         if gain_ptr is not None:
-            share = share * tl.load(gain_ptr + row, mask=live, other=1.0)
-        z = (y * share[:, None]).to(z_ptr.dtype.element_ty)
+            z = gained(z, tl.load(gain_ptr + row, mask=live, other=1.0))
         d = tl.arange(0, BLOCK_D)
         at = ((batch * n_query + query) * heads + head)[:, None] * D + d[None, :]
         tl.store(z_ptr + at, z, mask=live[:, None] & (d < D)[None, :])

@@ -24,7 +24,14 @@ from gptoss_kernels.triton.attention_call import (
     strides,
     width,
 )
-from gptoss_kernels.triton.attention_kernels import load_rows, own_rows, position_of, product, sees
+from gptoss_kernels.triton.attention_kernels import (
+    gained,
+    load_rows,
+    own_rows,
+    position_of,
+    product,
+    sees,
+)
 from gptoss_kernels.triton.launch import launch
 from gptoss_kernels.triton.tiles import tile
 
@@ -48,7 +55,7 @@ def _cube(q: Tensor, k: Tensor, seen: Seen, lse: Tensor | None) -> Tensor:
     n_key, kv_heads = k.shape[1:3]
     cube = q.new_empty((batch, heads, n_query, n_key), dtype=torch.float32)
     rows = n_query * (heads // max(1, kv_heads))
-    size = tile("attention_cube", rows)
+    size = tile("attention_cube", rows, q.device)
     grid = (triton.cdiv(rows, size.rows) * triton.cdiv(n_key, size.cols), kv_heads, batch)
     scale = 1 / math.sqrt(d_head) if lse is None else scale_of(q)
     launch(_cube_kernel, grid, q, k, seen.query_pos, seen.key_pos, seen.hidden, lse, cube,
@@ -69,7 +76,7 @@ def soften(
     launch(_soften_kernel, (heads * n_query, batch), scores, sinks, seen.key_pos,
            seen.places.place, seen.places.bounds, seen.places.position,
            rows.to(torch.uint8), pattern, sums.mass, sums.lse, n_query, n_key,
-           seen.places.place.shape[1], KEYS=tile("attention_cube", n_query).inner,
+           seen.places.place.shape[1], KEYS=tile("attention_cube", n_query, scores.device).inner,
            num_warps=4)  # fmt: skip
 
 
@@ -82,7 +89,7 @@ def mix(
     batch, heads, n_query, n_key = pattern.shape
     kv_heads, d_head = v.shape[2:]
     group = heads // max(1, kv_heads)
-    size = tile("attention_cube", n_query * group)
+    size = tile("attention_cube", n_query * group, v.device)
     launch(_mix_kernel, (triton.cdiv(n_query * group, size.rows), kv_heads, batch),
            pattern.contiguous(), v, seen.key_pos, seen.places.place, seen.places.bounds,
            seen.places.position, rows.to(torch.uint8), gain, z, n_query, n_key,
@@ -208,9 +215,10 @@ def _mix_kernel(
                         mask=wanted[:, None] & real[None, :], other=0.0)  # fmt: skip
             used = real & (tl.max((p != 0).to(tl.int32), 0) != 0)
             z = product(p, load_rows(v_ptr, at * v_step, used, D, BLOCK_D), z)
+        z = z.to(z_ptr.dtype.element_ty)
         if gain_ptr is not None:
-            z = z * tl.load(gain_ptr + row, mask=wanted, other=0.0)[:, None]
+            z = gained(z, tl.load(gain_ptr + row, mask=wanted, other=0.0))
         d = tl.arange(0, BLOCK_D)
         at = ((batch * n_query + query) * heads + head)[:, None] * D + d[None, :]
         there = wanted[:, None] & (d < D)[None, :]
-        tl.store(z_ptr + at, z.to(z_ptr.dtype.element_ty), mask=there)
+        tl.store(z_ptr + at, z, mask=there)

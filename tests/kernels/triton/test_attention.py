@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gptoss_kernels.attention import AttentionTap
 from gptoss_kernels.attention import attention as reference
 from gptoss_kernels.triton.attention import AttentionEdits, attention
 from gptoss_kernels.triton.attention_call import wide
@@ -266,7 +267,7 @@ def test_a_gain_has_the_same_bits_where_keys_are_shared_among_programs():
     q = torch.stack([q[0, 199:], q[1, 150:151]])
     found = attention(q, k, v, sinks, query, full(200), edits=edits)
     assert torch.equal(found[0, 0], whole[0, 199]) and torch.equal(found[1, 0], whole[1, 150])
-    assert torch.equal(found[:, :, 0], attention(q, k, v, sinks, query, full(200))[:, :, 0])
+    assert torch.equal(found, attention(q, k, v, sinks, query, full(200)) * edits.gain[:, None])
 
 
 @pytest.mark.parametrize("window", [None, 9])
@@ -347,3 +348,19 @@ def test_what_is_seen_by_all_is_told_apart_by_words_of_bits():
     at[0, 40] = PAD
     assert find_places(at, 64).whole.tolist() == [[0b111011]]
     assert find_places(at.flip(1), 64).whole.tolist() == [[0]]  # ranked: all tiles are masked
+
+
+@pytest.mark.parametrize("name", [None, "scores", "pattern", "gradient", "queries"])
+def test_a_gain_has_the_bits_of_a_hook_whoever_looks(name):
+    inputs, at = draw(20, 2, 2, 16, dtype=torch.bfloat16), ragged(20)
+    gain, queries = torch.tensor([1.0, 0.3, -1.7, 0]), torch.tensor([3, 12])
+    more = {}
+    if name == "queries":
+        g = torch.Generator().manual_seed(1)
+        more = {"queries": queries, "pattern": torch.rand(2, 4, 2, 20, generator=g)}
+    tap = AttentionTap(**{name: lambda x: x * 1.5}) if name in ("scores", "pattern") else None
+    if name == "gradient":
+        inputs[0].requires_grad_()
+    found = attention(*inputs, at, at, tap=tap, edits=AttentionEdits(gain=gain, **more))
+    plain = attention(*inputs, at, at, tap=tap, edits=AttentionEdits(**more))
+    assert torch.equal(found, (plain.float() * gain[:, None]).to(plain.dtype))
