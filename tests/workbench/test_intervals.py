@@ -16,6 +16,11 @@ def test_nothing_seen_says_nothing():
     assert [bound.tolist() for bound in wilson(np.array([0]), np.array([0]))] == [[0.0], [1.0]]
 
 
+def test_none_of_all_and_all_of_all_bound_exactly():
+    low, high = wilson(np.array([0, 30, 0.3]), np.array([30, 30, 3]))
+    assert low[0] == 0 and high[1] == 1 and 0 < low[2] < high[2] < 1
+
+
 def test_wilson_covers_the_true_share_as_often_as_it_says():
     rng = np.random.default_rng(0)
     low, high = wilson(rng.binomial(40, 0.3, 4000), np.full(4000, 40))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gptoss_workbench import routing
 from gptoss_workbench.nano import data
 from gptoss_workbench.routing import RoutingTrace, trace_routing
 from gptoss_workbench.routing.record import VOICES
@@ -199,3 +200,19 @@ def test_repr_and_page_say_what_is_in_it(nano, texts):
     routing = route(nano, texts[:2], labels=["x", "<y>"])
     assert "2 prompts" in repr(routing) and "<y> 1, x 1" in repr(routing)
     assert "&lt;y&gt;" in routing._repr_html_() and "analysis" in routing._repr_html_()
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "labels end after 1"), (3, "texts end after 2")])
+def test_labels_are_one_a_prompt(nano, count, said):
+    with pytest.raises(ValueError, match=said):
+        trace_routing(nano, ["Given E", "Given B"], labels=["a"] * count, progress=False)
+
+
+def test_an_expert_is_named_with_its_layer(nano):
+    trace = trace_routing(nano, ["Given E"], progress=False)
+    with pytest.raises(ValueError, match=r"expected expert=\(layer, expert\); got 3"):
+        trace.where(expert=3)
+
+
+def test_completion_offers_public_names_only():
+    assert set(dir(routing)) == set(routing.__all__)

@@ -33,3 +33,7 @@ __all__ = [
     "spans",
     "tools_text",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

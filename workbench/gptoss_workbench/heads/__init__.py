@@ -12,3 +12,7 @@ __all__ = [
     "head_summary",
     "sentence_attention",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,3 +7,7 @@ from .train_lens import train_tuned_lens
 from .tuned_lens import TunedLens
 
 __all__ = ["LensResult", "Readout", "TunedLens", "logit_lens", "readout", "train_tuned_lens"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

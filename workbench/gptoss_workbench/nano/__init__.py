@@ -57,3 +57,7 @@ __all__ = [
 def checkpoint_path() -> Path:
     """The folder of the shipped checkpoint."""
     return Path(str(files(__name__))) / "checkpoint"
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

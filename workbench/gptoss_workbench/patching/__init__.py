@@ -32,3 +32,7 @@ __all__ = [
     "loss",
     "path_patching",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

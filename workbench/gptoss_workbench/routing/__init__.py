@@ -66,3 +66,7 @@ __all__ = [
     "trace_routing",
     "vocabulary_specialisation",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

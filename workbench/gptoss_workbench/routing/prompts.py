@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import repeat
+from itertools import repeat, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +68,18 @@ def _with_labels(texts: Any, labels: Iterable[Any] | None) -> Iterator[tuple[Any
         return zip(texts, repeat(None), strict=False)
     if isinstance(labels, str):
         raise ValueError("trace_routing: labels= is one label a prompt, not one text")
-    return zip(texts, labels, strict=True)
+    return _paired(texts, labels)
+
+
+def _paired(texts: Any, labels: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    end = object()
+    for number, (text, label) in enumerate(zip_longest(texts, labels, fillvalue=end)):
+        if text is end or label is end:
+            short, long = ("texts", "labels") if text is end else ("labels", "texts")
+            raise ValueError(
+                f"trace_routing: {short} end after {number}, {long} go on; give one label a prompt"
+            )
+        yield text, label
 
 
 def _tokens(model: Any, item: Any, number: int) -> np.ndarray:

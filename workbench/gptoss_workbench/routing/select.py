@@ -54,6 +54,8 @@ def rules(
     if text is not None:
         out.append(_among("token", _tokens_with(trace, text)))
     if expert is not None:
+        if not isinstance(expert, Sequence) or len(expert) != 2:
+            raise ValueError(f"RoutingTrace: expected expert=(layer, expert); got {expert!r}")
         out.append(_goes_to(trace, *expert))
     return out
 

@@ -9,3 +9,7 @@ from .snapshot import View
 from .tokens import tokens
 
 __all__ = ["View", "attention", "experts", "lens", "page", "patching", "tokens", "trace_page"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
