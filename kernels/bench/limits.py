@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptoss_kernels.native import build
-from gptoss_workbench.layers import ExpertLayer
+from gptoss_workbench.expert_layer import ExpertLayer
 
 SOURCE = Path(__file__).with_name("read.cpp")
 

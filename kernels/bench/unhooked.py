@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
-LAYERS, MODEL = "gptoss_workbench.layers", "gptoss_workbench.model"
+BLOCKS = tuple(f"gptoss_workbench.{name}" for name in ("parts", "expert_layer", "layers"))
+"""Modules that the model is made of, each after those that it imports."""
+MODEL = "gptoss_workbench.model"
 
 
 class Unhooked(ast.NodeTransformer):
@@ -44,8 +46,9 @@ def _looks(node: ast.expr) -> bool:
 
 def unhooked_model() -> type:
     """The class of models without hook points; it is made as `GptOss` is."""
-    layers = _without_hooks(LAYERS)
-    with patch.dict(sys.modules, {LAYERS: layers}):
+    with patch.dict(sys.modules):
+        for name in BLOCKS:
+            sys.modules[name] = _without_hooks(name)
         return _without_hooks(MODEL).GptOss
 
 

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptoss_hooks.edits import Edit
@@ -22,41 +21,20 @@ from gptoss_kernels import backend as kernels
 from gptoss_kernels import rope
 from gptoss_workbench import edit_scope
 from gptoss_workbench.config import Config
+from gptoss_workbench.expert_layer import EXPERT_PARTS
 from gptoss_workbench.generate import GenerateMixin
 from gptoss_workbench.kv_cache import KVCache
-from gptoss_workbench.layers import EXPERT_PARTS, Block, Norm, frozen
+from gptoss_workbench.layers import Block
 from gptoss_workbench.lens_config import lens_config
 from gptoss_workbench.loaded import Loaded
 from gptoss_workbench.moving import Moving
+from gptoss_workbench.parts import Embed, Norm, Unembed
 from gptoss_workbench.spare import Spare
 from gptoss_workbench.text import Batch, as_mask
 from gptoss_workbench.tokenizer import Tokenizer
 from gptoss_workbench.weights import WeightViews
 
 DTYPES = (torch.bfloat16, torch.float32)
-
-
-class Embed(nn.Module):
-    """Token embedding table."""
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype):
-        super().__init__()
-        self.weight, self.dtype = frozen(weight), dtype
-
-    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        return F.embedding(tokens, self.weight).to(self.dtype)
-
-
-class Unembed(nn.Module):
-    """Residual to logits; not tied to the embedding."""
-
-    def __init__(self, weight: Tensor, ops: kernels.Backend):
-        super().__init__()
-        self.weight, self.ops = frozen(weight), ops
-        self.hook_out = HookPoint("batch", "pos", "vocab")
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos vocab"]:
-        return self.hook_out(self.ops.unembed(x, self.weight))
 
 
 class GptOss(Loaded, WeightViews, GenerateMixin):

@@ -11,7 +11,7 @@ from gptoss_workbench.layers import Block
 from gptoss_workbench.text import TextMixin
 
 if TYPE_CHECKING:
-    from gptoss_workbench.model import Embed, Unembed
+    from gptoss_workbench.parts import Embed, Unembed
 
 
 class WeightViews(TextMixin):
