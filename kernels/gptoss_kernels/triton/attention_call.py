@@ -55,7 +55,8 @@ def see(
     elif hidden is not None:
         hidden = hidden.to(torch.uint8).contiguous()
     query_pos, key_pos = query_pos.long().contiguous(), key_pos.long().contiguous()
-    return Seen(query_pos, key_pos, window, hidden, _places(key_pos, tile("attend", 1).inner))
+    stretch = tile("attend", 1, key_pos.device).inner
+    return Seen(query_pos, key_pos, window, hidden, _places(key_pos, stretch))
 
 
 class _Found(NamedTuple):
@@ -108,7 +109,7 @@ def wide(x: Tensor) -> bool:
 
 
 def size_of(kernel: str, x: Tensor, rows: int) -> Tile:
-    return tile(kernel if x.dtype == torch.bfloat16 else f"{kernel}_float32", rows)
+    return tile(kernel if x.dtype == torch.bfloat16 else f"{kernel}_float32", rows, x.device)
 
 
 def scale_of(q: Tensor) -> float:

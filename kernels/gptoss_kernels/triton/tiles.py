@@ -40,8 +40,8 @@ class Tile(NamedTuple):
     stages: int = 2
 
 
-def tile(kernel: str, rows: int, device: torch.device | None = None) -> Tile:
-    """The tile of `kernel` for a call with so many rows, on `device` or on the current one."""
+def tile(kernel: str, rows: int, device: torch.device) -> Tile:
+    """The tile of `kernel` for a call with so many rows of tensors on `device`."""
     return choose(kernel, rows, column(kernel, device))
 
 

@@ -47,8 +47,9 @@ def test_a_tensors_device_decides_not_the_current_one(machine):
     columns = [tiles.architecture(torch.device("cuda", i)) for i in (0, 1)]
     assert columns == ["sm_90", "sm_120"]
     assert tiles.architecture() == "sm_90"
-    tile = tiles.tile("linear", 512, torch.device("cuda", 1))
-    assert tile == tiles.choose("linear", 512, "sm_120") != tiles.tile("linear", 512)
+    first, second = (tiles.tile("linear", 512, torch.device("cuda", i)) for i in (0, 1))
+    assert first == tiles.choose("linear", 512, "sm_90") != second
+    assert second == tiles.choose("linear", 512, "sm_120")
 
 
 @pytest.mark.parametrize(

@@ -98,12 +98,14 @@ def test_a_users_table_comes_first_on_its_device(monkeypatch):
     tiles.choose.cache_clear()
     _forget()
     monkeypatch.setattr(tiles, "interpreting", lambda: False)
-    monkeypatch.setattr(tiles, "device_name", lambda device=None: "a GPU" if device else "another")
+    monkeypatch.setattr(tiles, "device_name", lambda device: "a GPU" if device.index else "?")
     monkeypatch.setattr(tiles, "architecture", lambda device=None: "sm_90")
     try:
         gpu = torch.device("cuda", 1)
         assert tiles.tile("attend", 1, gpu) == Tile(16, 32, 64, 1, 1)
-        assert tiles.tile("attend", 1) == tiles.choose("attend", 1, "sm_90") != Tile(16, 32, 64)
+        assert tiles.tile("attend", 1, torch.device("cuda", 0)) == tiles.choose(
+            "attend", 1, "sm_90"
+        )
         assert tiles.tile("linear", 1, gpu) == tiles.choose("linear", 1, "sm_90")
         assert tiles.digest() != plain
     finally:
