@@ -28,7 +28,7 @@ def split_kernel(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     first, second, third = parts(tl.load(x_ptr + i, mask=i < size, other=0.0))
     tl.store(y_ptr + i, first, mask=i < size)
     tl.store(y_ptr + size + i, second, mask=i < size)
-    tl.store(y_ptr + 2 * size + i, third, mask=i < size)
+    tl.store(y_ptr + size + size + i, third, mask=i < size)  # 2 size may exceed 32 bits
 
 
 @triton.jit

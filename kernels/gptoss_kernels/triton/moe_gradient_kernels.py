@@ -25,6 +25,7 @@ def rows_gradient_kernel(
     code_ptr = codes_ptr + (first + n)[:, None] * 16 + i[None, :]
     scale_ptr = scales_ptr + first + n
     grad_at = grad_ptr + (slot // per)[:, None] * outer + n[None, :]
+    plane = tl.cast(plane, tl.int64)  # twice it may exceed 32 bits
     total = tl.zeros([128, ROWS], tl.float32)
     for start in range(0, outer, STEP):
         inside = (n < STEP) if EVEN else (start + n < outer)

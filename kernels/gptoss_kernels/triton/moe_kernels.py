@@ -29,6 +29,7 @@ def packed_product(
     code_ptr = codes_ptr + (first + n)[:, None] * 16 + i[None, :]
     scale_ptr = scales_ptr + first + n
     x_at = x_ptr + row[:, None] * inner + c[None, :]
+    plane = tl.cast(plane, tl.int64)  # twice it may exceed 32 bits
     total = tl.zeros([COLS, ROWS], tl.float32)
     for k in range(0, inner, 128):
         word = tl.load(code_ptr)

@@ -202,11 +202,12 @@ def test_keys_with_gaps_and_shared_positions_are_all_seen():
         assert apart(found, reference(*inputs, query, at, window=window)) <= 1e-5
 
 
-def test_places_beyond_32_bits_are_reached():
-    """Of a store of 2^31 values, of which few are ever touched."""
+def test_places_beyond_32_bits_are_reached(tmp_path):
+    """Of a store of 2^31 values, in a file of which little exists."""
     q, k, v, sinks = draw(3, 1, 2, 16, batch=1)
-    apart_by, store = 2**30, torch.empty(2**31 + 16, dtype=torch.bfloat16)
-    far = store.as_strided((1, 3, 1, 16), (1, apart_by, 16, 1))
+    path, size = str(tmp_path / "store"), 2**31 + 16
+    store = torch.from_file(path, shared=True, size=size, dtype=torch.bfloat16)
+    far = store.as_strided((1, 3, 1, 16), (1, 2**30, 16, 1))
     far.copy_(k)
     assert wide(far) and not wide(k) and not wide(far[:, :1])
     inputs = (q.bfloat16(), far, v.bfloat16(), sinks)
