@@ -421,6 +421,20 @@ def test_cached_generation_with_a_channel_scope_equals_uncached(nano, story):
     assert nano.active_edits == () and not nano.text_grows
 
 
+def test_edits_of_logits_act_where_only_the_last_are_kept(small, tokens):
+    recorded = small(tokens).flip(-1)
+    for edit in (
+        scale("unembed.hook_out", -1.0, tokens=slice(3, None)),
+        patch("unembed.hook_out", recorded, tokens=[tokens.shape[1] - 1]),
+    ):
+        whole = small(tokens, edits=[edit])
+        last = small(tokens, edits=[edit], logits_to_keep=2)
+        torch.testing.assert_close(last, whole[:, -2:], rtol=0, atol=2e-5)
+    written = small.generate(tokens, max_new_tokens=3, edits=[scale("unembed.hook_out", -1.0)])
+    least = small(written[:, :-1])[:, -3:].argmin(-1)
+    assert torch.equal(written[:, -3:], least)
+
+
 # -- what verbs say of themselves ----------------------------------------------------------------
 
 

@@ -218,13 +218,14 @@ def _on(mask: Tensor, hook: HookPoint) -> Tensor:
 def _value(step: Step, x: Tensor, hook: HookPoint, run: Run) -> tuple[Tensor, Tensor]:
     """The tensor meant for these tokens, in the layout of `x`, and which of them it reaches."""
     value, mask = step.value, run.masks[step.which]
+    kept = x.shape[_place(hook)]  # logits may be of the last tokens only
     if value is None:
         raise EditError(f"{step.verb}: no value was given for {hook.name}")
     if step.placed and _place(hook) == 1:
         value = value.expand(len(x), *value.shape[1:]) if len(value) == 1 else value
         if run.continued:
             mask = mask & reaches(run, value.shape[1])
-        value = aligned(value, run, mask, f"{step.verb} {hook.name}")
+        value = aligned(value, run, mask, f"{step.verb} {hook.name}")[:, -kept:]
     fits = value.ndim <= x.ndim and all(
         a in (1, b) for a, b in zip(reversed(value.shape), reversed(x.shape), strict=False)
     )
@@ -233,4 +234,4 @@ def _value(step: Step, x: Tensor, hook: HookPoint, run: Run) -> tuple[Tensor, Te
             f"{step.verb}: {hook.name} [{' '.join(hook.axes)}] is {tuple(x.shape)}; a value of "
             f"{tuple(value.shape)} does not broadcast to it"
         )
-    return value, mask
+    return value, mask[:, -kept:]
