@@ -31,7 +31,32 @@ Effort = Annotated[str, typer.Option(help="Reasoning effort: low, medium or high
 Tokens = Annotated[int, typer.Option(min=1, help="Most tokens to write.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of sampling.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+Device = Annotated[str | None, typer.Option(help="cpu, or cuda for a GPU; without it cpu.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Of activations: bfloat16 (as released) or float32.")
+]
+Backend = Annotated[
+    str | None, typer.Option(help="native, triton or reference; without it the fastest.")
+]
 EFFORTS = ("low", "medium", "high")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"gptoss-workbench {version('gptoss-workbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def shared(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Say the version."),
+    ] = False,
+) -> None:
+    """See inside gpt-oss: every activation, every expert choice, every step of reasoning."""
 
 
 @app.command()
@@ -54,16 +79,22 @@ def info(
         bool, typer.Option("--gpu", help="With --memory: on a GPU instead of mapped on a CPU.")
     ] = False,
 ) -> None:
-    """Describe a checkpoint without loading it."""
+    """Describe a checkpoint without loading it; exit code 1 where it could not be loaded."""
     with one_line_errors():
         from gptoss_workbench.checkpoint import checkpoint_info
 
+        options = {"--context": context, "--device": device, "--gpu": gpu or None}
+        options["--precision"] = None if precision == "bfloat16" else precision
+        if alone := [name for name, value in options.items() if value is not None and not memory]:
+            raise ValueError(f"{', '.join(alone)}: only with --memory")
         found = checkpoint_info(path)
         if memory:
             typer.echo(_memory_told(found.config, context, device, precision, gpu, as_json))
         else:
             told = found.to_dict()
             typer.echo(json.dumps(told, indent=2, default=str) if as_json else str(found))
+        if not found.complete:
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -74,22 +105,30 @@ def generate(
     max_new_tokens: Tokens = 512,
     temperature: Temperature = 0.0,
     seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = None,
 ) -> None:
     """Answer a prompt; reasoning and answer are written as they come, by channel."""
     with one_line_errors():
         _check_effort(effort)
-        opened = _load(model)
+        if seed is not None and not temperature:
+            raise ValueError("--seed: only with a --temperature above 0; without it is greedy")
+        opened = _load(model, device, dtype, backend)
         pieces = opened.stream(
             messages=_ask(prompt),
             max_new_tokens=max_new_tokens,
             effort=effort,
-            do_sample=temperature > 0,
-            temperature=temperature or 1.0,
+            temperature=temperature,
             seed=seed,
         )
         for text in spoken(piece.text for piece in pieces):
             typer.echo(text, nl=False)
         typer.echo()
+        if opened.last_generation.stopped == ["length"]:
+            typer.echo(
+                f"gptoss: cut off after {max_new_tokens} tokens; raise --max-new-tokens", err=True
+            )
 
 
 @app.command()
@@ -104,6 +143,9 @@ def trace(
     head: Annotated[int, typer.Option(help="Head the attention view opens with.")] = 0,
     effort: Effort = "medium",
     max_new_tokens: Tokens = 256,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = None,
 ) -> None:
     """Write a page that shows channels, expert routing and attention of a prompt and its answer."""
     with one_line_errors():
@@ -112,7 +154,7 @@ def trace(
 
         from gptoss_workbench.views.page import trace_page
 
-        opened = _load(model)
+        opened = _load(model, device, dtype, backend)
         depth = opened.config.num_hidden_layers
         layer = min(2, depth - 1) if layer is None else layer
         if not 0 <= layer < depth:
@@ -219,10 +261,10 @@ def _memory_told(
     return json.dumps({"columns": columns, "notes": list(plan.notes)}, indent=2)
 
 
-def _load(source: str | None) -> Any:
+def _load(source: str | None, device: str | None, dtype: str | None, backend: str | None) -> Any:
     from gptoss_workbench import load
 
-    return load(source)
+    return load(source, device=device, dtype=dtype, backend=backend)
 
 
 def _ask(prompt: str) -> list[dict[str, str]]:

@@ -13,6 +13,9 @@ from gptoss_workbench.checkpoint.memory import kv_bytes_per_token, memory_needed
 from gptoss_workbench.checkpoint.open import beside, resolve
 from gptoss_workbench.config import Config
 
+CONTEXT = 4096
+"""Tokens that the memory is stated for."""
+
 
 @dataclass(frozen=True, repr=False)
 class CheckpointInfo:
@@ -34,7 +37,9 @@ class CheckpointInfo:
     tokenizer: bool
     """Whether tokenizer.json is there, so that the model takes text."""
     memory: dict[str, int]
-    """Bytes to run 4096 tokens in bfloat16, by part, and the total."""
+    """Bytes to run `memory_context` tokens in bfloat16, by part, and the total."""
+    memory_context: int
+    """4096 tokens, or the whole context where that is shorter."""
     kv_bytes_per_token: int
     """While every layer keeps the token; sliding layers drop it after their window."""
 
@@ -70,6 +75,7 @@ def checkpoint_info(
     folder, source = resolve(path, revision=revision)
     inventory = take_inventory(folder)
     config = inventory.config
+    context = min(CONTEXT, config.max_position_embeddings)
     return CheckpointInfo(
         source=source,
         folder=folder,
@@ -82,7 +88,8 @@ def checkpoint_info(
         shards=tuple(file.name for file in inventory.files),
         problems=tuple(validate.problems(inventory)),
         tokenizer=beside(folder, "tokenizer.json") is not None,
-        memory=memory_needed(config),
+        memory=memory_needed(config, context=context),
+        memory_context=context,
         kv_bytes_per_token=kv_bytes_per_token(config),
     )
 
@@ -116,10 +123,11 @@ def _rows(info: CheckpointInfo) -> list[tuple[str, str]]:
         ("", ""),
     ]
     rows += [(f"  {part}", f"{size:>17,} B") for part, size in info.part_bytes.items()]
+    needed = in_words(info.memory["total"])
     rows += [
         ("  all", f"{info.total_bytes:>17,} B"),
         ("", ""),
-        ("memory to run", f"about {in_words(info.memory['total'])} at 4096 tokens in bfloat16"),
+        ("memory to run", f"about {needed} at {info.memory_context} tokens in bfloat16"),
         ("KV cache", f"{info.kv_bytes_per_token:,} B a token"),
     ]
     return rows + [("problem", problem) for problem in info.problems[1:]]
