@@ -66,21 +66,22 @@ INSIDE = {
     "a pattern and its z": [ablate("pattern", heads=0), scale("z", 0.3)],
     "slots": [scale("expert_out", -0.7, experts=[0, 3], tokens=[1, 4]),
               ablate("expert_out", experts=2)],
-    "neurons": [scale("expert_post", 0.3, layers=0, experts=1, neurons=[3, 40])],
-    "neurons to zero": [ablate("expert_post", neurons=[0, 1, 9]), scale("expert_post", 1.1)],
+    "neurons": [ablate("expert_post", layers=0, experts=1, neurons=[3, 40]),
+                ablate("expert_post", layers=0, neurons=range(9, 30))],
     "posts": [patch("expert_post", NEURONS, layers=1, experts=[1, 2], tokens=slice(1, 4)),
               ablate("expert_post", experts=2, tokens=3)],
-    "gains, then posts": [scale("expert_post", 0.3, experts=4),
-                          ablate("expert_post", to=0.5, experts=1)],
+    "neurons, then posts": [ablate("expert_post", experts=4),
+                            ablate("expert_post", to=0.5, experts=1)],
 }  # fmt: skip
 OUTSIDE = {
     "two factors": [scale("z", 0.3), scale("z", 0.3, heads=1)],
     "a vector": [steer("z", NEURONS[:16], layers=1)],
     "a number for a pattern": [ablate("pattern", to=0.0)],
     "a factor for a pattern": [scale("pattern", 0.5)],
-    "neurons of some tokens": [scale("expert_post", 0.3, tokens=2)],
+    "neurons scaled": [scale("expert_post", 0.3)],
+    "neurons of some tokens": [ablate("expert_post", neurons=1, tokens=2)],
     "some neurons set": [ablate("expert_post", to=0.5, neurons=1)],
-    "posts, then gains": [ablate("expert_post", to=0.5, experts=1), scale("expert_post", 0.3)],
+    "posts, then neurons": [ablate("expert_post", to=0.5), ablate("expert_post", neurons=1)],
     "each place its own": [patch("expert_out", torch.ones(1, 5, 1, 1), layers=0)],
 }
 
@@ -88,8 +89,7 @@ OUTSIDE = {
 TOGETHER = (
     ("heads to zero", "slots", "neurons"),
     ("a pattern and its z", "posts"),
-    ("a head", "rows of a pattern", "gains, then posts"),
-    ("neurons to zero",),
+    ("a head", "rows of a pattern", "neurons, then posts"),
 )
 """Of different points, so that they can act in one pass."""
 

@@ -5,9 +5,10 @@ A hook point says by `takes` which ones the kernel in front of it reads as tenso
     gain     z times a number a head and query: scale and ablate to zero. The rows of a pattern
              that are ablated to zero have z zero, so nobody needs the pattern for it
     slot     what an expert writes times a number a slot: scale and ablate to zero
-    neuron   an expert's neurons times a number, on all tokens alike; then whole slots replaced
+    neuron   an expert's neurons ablated to zero, on all tokens alike; then whole slots replaced
 
-The bits are those of the same steps on the activation: at most one number is multiplied.
+The bits are those of the same steps on the activation: at most one number is multiplied, and none
+before the kernel rounds.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ def _factors(steps: Sequence[Step]) -> bool:
 
 
 def _split(steps: Sequence[Step]) -> tuple[Sequence[Step], Sequence[Step]] | None:
-    """Steps as gains on all tokens and replacements of whole slots after them, if they are."""
+    """Neurons gone from all tokens, and after them replacements of whole slots, if steps are."""
     first = next((i for i, step in enumerate(steps) if _replaces(step)), len(steps))
-    gains, rows = steps[:first], steps[first:]
-    fits = _factors(gains) and all(step.everywhere for step in gains) and all(map(_replaces, rows))
-    return (gains, rows) if fits else None
+    gone, rows = steps[:first], steps[first:]
+    fits = all(step.op == "zero" and step.everywhere for step in gone) and all(map(_replaces, rows))
+    return (gone, rows) if fits else None
 
 
 def _replaces(step: Step) -> bool:
@@ -102,26 +103,24 @@ class Fused:
         return where if step.experts is None else where & step.experts[indices]
 
     def _neurons(
-        self, gains: Sequence[Step], rows: Sequence[Step], indices: Tensor
+        self, gone: Sequence[Step], rows: Sequence[Step], indices: Tensor
     ) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
-        if gains:
-            out["neuron_gain"] = self._once(gains, self._neuron_gain)
+        if gone:
+            out["neuron_gain"] = self._once(gone, self._kept)
         if rows:
             out["post_row"] = self._rows(rows, indices)
             out["post_table"] = self._once(rows, self._table)
         return out
 
-    def _neuron_gain(self, steps: Sequence[Step]) -> Float[Tensor, "expert d_ff"]:
-        sizes, device = (self.sizes["expert"], self.sizes["d_ff"]), self.run.positions.device
-        out = torch.ones(sizes, device=device)
+    def _kept(self, steps: Sequence[Step]) -> Float[Tensor, "expert d_ff"]:
+        """0 for neurons that are gone, 1 for the others."""
+        shape, device = (self.sizes["expert"], self.sizes["d_ff"]), self.run.positions.device
+        gone = torch.zeros(shape, dtype=torch.bool, device=device)
         for step in steps:
-            parts = [step.part, None if step.experts is None else step.experts[:, None]]
-            where = torch.ones((), dtype=torch.bool, device=device)
-            for part in parts:
-                where = where if part is None else where & part
-            out = torch.where(where, _times(out, step), out)
-        return out
+            where = torch.ones_like(gone) if step.part is None else step.part
+            gone = gone | (where if step.experts is None else where & step.experts[:, None])
+        return (~gone).float()
 
     def _rows(self, steps: Sequence[Step], indices: Tensor) -> Int[Tensor, "batch pos k"]:
         out = torch.full_like(indices, -1)

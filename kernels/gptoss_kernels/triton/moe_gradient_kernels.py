@@ -66,10 +66,7 @@ def swiglu_gradient_kernel(
         grad = tl.load(grad_ptr + slot * d_ff + f, mask=real, other=0.0).to(tl.float32)
         if weights_ptr is not None:
             post = swiglu(gate, up, limit)
-            post = edited(
-                post, gain_ptr, pick_ptr, rows_ptr, expert, slot, f, real, d_ff,
-                tl.bfloat16 if NARROW else tl.float32,  # pyright: ignore[reportArgumentType]
-            )  # fmt: skip
+            post = edited(post, gain_ptr, pick_ptr, rows_ptr, expert, slot, f, real, d_ff)
             if NARROW:
                 post = post.to(tl.bfloat16).to(tl.float32)
             along += grad * post

@@ -56,14 +56,11 @@ def swiglu(gate, up, limit):
 
 
 @triton.jit
-def edited(post, gain_ptr, pick_ptr, table_ptr, expert, slot, f, real, d_ff, DTYPE: tl.constexpr):
-    """Neurons of slots under the edits that are there; [f, slot] or broadcast to it.
-
-    A gain is of what a tap would see, so it is rounded before as well.
-    """
+def edited(post, gain_ptr, pick_ptr, table_ptr, expert, slot, f, real, d_ff):
+    """Neurons of slots under the edits that are there; [f, slot] or broadcast to it."""
     if gain_ptr is not None:
         at = expert.to(tl.int64) * d_ff + f
-        post = post.to(DTYPE).to(tl.float32) * tl.load(gain_ptr + at, mask=f < d_ff, other=1.0)
+        post = post * tl.load(gain_ptr + at, mask=f < d_ff, other=1.0)
     if pick_ptr is not None:
         at = tl.load(pick_ptr + slot).to(tl.int64) * d_ff + f  # negative for row -1
         chosen = real & (at >= 0)
@@ -105,16 +102,7 @@ def up_kernel(
     if post_ptr is not None:
         post = swiglu(gate, up, limit)
         post = edited(
-            post,
-            gain_ptr,
-            pick_ptr,
-            rows_ptr,
-            expert,
-            slot[None, :],
-            f[:, None],
-            mask,
-            d_ff,
-            post_ptr.dtype.element_ty,
+            post, gain_ptr, pick_ptr, rows_ptr, expert, slot[None, :], f[:, None], mask, d_ff
         )
         tl.store(post_ptr + at, post.to(post_ptr.dtype.element_ty), mask=mask)
 
@@ -132,9 +120,7 @@ def swiglu_kernel(
     up = tl.load(up_ptr + slot * d_ff + f, mask=real, other=0.0)
     expert = tl.load(indices_ptr + slot)
     post = swiglu(gate, up, limit)
-    post = edited(
-        post, gain_ptr, pick_ptr, rows_ptr, expert, slot, f, real, d_ff, post_ptr.dtype.element_ty
-    )
+    post = edited(post, gain_ptr, pick_ptr, rows_ptr, expert, slot, f, real, d_ff)
     tl.store(post_ptr + slot * d_ff + f, post.to(post_ptr.dtype.element_ty), mask=real)
 
 

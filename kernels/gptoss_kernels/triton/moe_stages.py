@@ -25,7 +25,7 @@ class ExpertEdits(NamedTuple):
     """Interventions as data; None costs nothing. What they leave alone keeps its bits."""
 
     slot_gain: Float[Tensor, "batch pos k"] | None = None
-    """what each slot adds is multiplied by it"""
+    """what the expert of a slot writes is multiplied by it"""
     neuron_gain: Float[Tensor, "expert d_ff"] | None = None
     """post is multiplied by it, before it is rounded"""
     post_row: Int[Tensor, "batch pos k"] | None = None

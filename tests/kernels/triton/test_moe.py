@@ -173,13 +173,15 @@ def test_edits_as_data_do_what_taps_would(plain, experts, names):
 
 
 @pytest.mark.parametrize("name", ["neuron_gain", "slot_gain"])
-def test_gains_have_the_bits_of_taps_that_multiply(experts, name):
+def test_edits_as_data_have_the_bits_of_taps(experts, name):
+    """A gain of neurons does where it rounds nothing: 0 and 1."""
     given = inputs(tokens=5, dtype=torch.bfloat16)
     gain = getattr(drawn_edits(given[1]), name)
+    gain = gain if name == "slot_gain" else (gain == 1).float()
     each = gain[given[1]] if name == "neuron_gain" else gain[..., None]
-    seen = Seen("out")
-    found = moe(*given, experts, edits=ExpertEdits(**{name: gain}))
-    assert torch.equal(found, moe(*given, experts, edits=ExpertEdits(**{name: gain}), tap=seen.tap))
+    seen, edits = Seen("out"), ExpertEdits(**{name: gain})
+    found = moe(*given, experts, edits=edits)
+    assert torch.equal(found, moe(*given, experts, edits=edits, tap=seen.tap))
     tapped = {"neuron_gain": "post", "slot_gain": "out"}[name]
     tap = ExpertTap(**{tapped: lambda x: (x.float() * each).to(x.dtype)})
     assert torch.equal(found, moe(*given, experts, tap=tap))
