@@ -57,7 +57,8 @@ class Trial(NamedTuple):
     bucket: int
     tile: Tile
     gain: float
-    """clocks of the table's tile over its own, smallest of the bucket's cases; 0: one fails"""
+    """clocks of the table's tile over its own, smallest of the bucket's cases, or its share where
+    the table's tile fails; 0: one fails"""
     share: float
     """of the roofline, smallest of the cases"""
     blocks: int
@@ -204,10 +205,10 @@ def clocks(case: Case, verdict: gate.Verdict, tile: Tile, rows: int) -> float:
 def tried(task: tuple[Bucket, Tile, Mapping[str, float], float]) -> tuple[Trial, dict[str, float]]:
     """One tile in every case, until one fails or gains no more than `floor`; clocks by case.
 
-    Gains are over the clocks of the table's tile that are given, if any.
+    Gains are over the clocks of the table's tile that are given; without, they are shares.
     """
     bucket, now, known, floor = task
-    verdicts, found, gain = [], {}, 0.0
+    verdicts, found, gain, share = [], {}, 0.0, 1.0
     for use in bucket.uses:
         case = next(case for case in collect() if case.name == use.case).on(bucket.target)
         case = scaled(case, bucket.was, now)._replace(arch={})
@@ -216,11 +217,13 @@ def tried(task: tuple[Bucket, Tile, Mapping[str, float], float]) -> tuple[Trial,
             return Trial(bucket.number, now, 0, 0, 0), {}
         verdicts.append(verdict)
         found[use.case] = clocks(case, verdict, now, use.rows)
-        gain = min(known.get(name, mine) / mine for name, mine in found.items())
+        share = min(share, verdict.share)
+        gain = min(known[name] / mine for name, mine in found.items()) if known else share
         if gain <= floor:
             return Trial(bucket.number, now, 0, 0, 0), {}
-    share, blocks = min(v.share for v in verdicts), min(v.blocks for v in verdicts)
-    return Trial(bucket.number, now, gain, share, blocks), found
+    if now == bucket.was:
+        gain = 1.0
+    return Trial(bucket.number, now, gain, share, min(v.blocks for v in verdicts)), found
 
 
 def chosen(
