@@ -17,7 +17,7 @@ from gptoss_hooks.edits.edited import Edited
 from gptoss_hooks.points import HookFunction, HookPoint
 from gptoss_hooks.positions import PositionSlice
 
-NameFilter = str | Sequence[str | tuple[Any, ...]] | Callable[[str], bool] | None
+NameFilter = str | tuple[Any, ...] | Sequence[str | tuple[Any, ...]] | Callable[[str], bool] | None
 Hooks = Iterable[tuple[str | Callable[[str], bool], HookFunction]]
 
 
@@ -105,12 +105,16 @@ class HookedRoot(Edited, nn.Module):
         return self.hook_dict[self.canonical_hook_name(name)].axes
 
     def hook_names(self, names_filter: NameFilter = None) -> list[str]:
-        """Names a filter selects, in firing order; None selects all that are kept by default."""
+        """Names a filter selects, in firing order; None selects all that are kept by default.
+
+        A filter is a name, a (name, layer) pair, a sequence of them, or a rule for full names.
+        """
         if names_filter is None:
             return [n for n in self.hook_dict if self._kept(n)]
         if callable(names_filter):
             return [name for name in self.hook_dict if names_filter(name)]
-        wanted = [names_filter] if isinstance(names_filter, str) else names_filter
+        one = isinstance(names_filter, str) or _is_name(names_filter)
+        wanted: Any = [names_filter] if one else names_filter
         chosen = {full for name in wanted for full in self.full_names(name)}
         return [name for name in self.hook_dict if name in chosen]
 
@@ -332,6 +336,11 @@ class HookedRoot(Edited, nn.Module):
             f"a cache of {len(self.hook_names(chosen))} hook points for {batch} x {pos} tokens",
             "Keep less with names_filter= or pos_slice=, or put it elsewhere with device=.",
         )
+
+
+def _is_name(given: Any) -> bool:
+    """Whether a tuple is one name with its layer, as ("resid_post", 5), rather than several."""
+    return isinstance(given, tuple) and len(given) > 1 and isinstance(given[1], int | None)
 
 
 def _rank(name: str, at: dict[str, int]) -> tuple[int, bool]:

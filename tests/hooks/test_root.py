@@ -280,3 +280,10 @@ def test_another_point_in_the_place_of_one_is_the_one_that_is_called():
     twin = copy.deepcopy(model)
     twin(torch.ones(1))
     assert len(seen) == 2 and twin.hook_x is twin._modules["hook_x"] is not model.hook_x
+
+
+def test_a_name_with_its_layer_is_one_name_and_a_tuple_of_names_several(toy):
+    assert toy.hook_names(("in", 1)) == ["blocks.1.hook_in"]
+    assert toy.hook_names(("in", -1)) == ["blocks.1.hook_in"]
+    assert toy.hook_names(("in", "out")) == toy.hook_names(["in", "out"])
+    assert toy.hook_names([("in", 0), "out"])[0] == "blocks.0.hook_in"

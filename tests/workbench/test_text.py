@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gptoss_hooks import ban, load_edits, save_edits
 from gptoss_workbench.text import pad
 
 RAGGED = ["B is 1.", "G is B plus 7. Find G?"]
@@ -130,3 +131,31 @@ def test_the_last_place_of_ragged_rows_is_not_padding(nano):
         alone = nano.run_with_cache(text, **names)[1]["resid_post", -1][0]
         assert torch.equal(cache["resid_post", -1][row], alone)
         assert torch.equal(trace.activations["blocks.3.hook_resid_post"][row, 0], alone)
+
+
+def test_a_trace_is_taken_where_its_tokens_are_whole(nano):
+    trace = nano.trace(RAGGED)
+    with torch.no_grad():
+        assert torch.equal(nano(trace), nano(RAGGED))
+        assert torch.equal(nano(trace, padding_side="left"), nano(RAGGED, padding_side="left"))
+        assert torch.equal(nano(trace[:, :2].whole), nano(RAGGED))
+    with pytest.raises(ValueError, match=r"cut to some places; give its \.whole"):
+        nano(trace[:, :2])
+
+
+def test_one_edit_needs_no_list(nano):
+    edit = ban([0, 1, 2, 3], layers=2)
+    with torch.no_grad():
+        edited = nano(RAGGED[1], edits=[edit])
+        assert torch.equal(nano(RAGGED[1], edits=edit), edited)
+        assert not torch.equal(nano(RAGGED[1]), edited)
+    for run in (nano.run_with_cache, nano.trace, nano.generate):
+        run(RAGGED[1], edits=edit)
+    assert nano.trace(RAGGED[1], edits=edit).provenance["edits"] == [repr(edit)]
+
+
+def test_an_edit_in_the_place_of_a_path_is_named(tmp_path):
+    edit = ban(3, layers=2)
+    assert load_edits(save_edits(tmp_path / "one", edit)) == [edit]
+    with pytest.raises(TypeError, match=r"save_edits\(path, edits\): the path comes first"):
+        save_edits([edit], tmp_path / "one")  # pyright: ignore[reportArgumentType]

@@ -3,13 +3,13 @@
 `sampling` chooses tokens, `generation` holds what came out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gptoss_hooks.edits import Edit
+from gptoss_hooks.edits import Edits
 from gptoss_hooks.root import HookedRoot
 from gptoss_workbench import decoder, harmony, spare
 from gptoss_workbench.decoder import Decoder
@@ -73,7 +73,7 @@ class GenerateMixin(TextMixin, HookedRoot):
         seed: int | None = None,
         stream: Callable[[Piece], None] | None = None,
         chunk: int = 1024,
-        edits: Sequence[Edit] = (),
+        edits: Edits = (),
     ) -> Any:
         """Continue a prompt or a conversation.
 
@@ -136,7 +136,7 @@ class GenerateMixin(TextMixin, HookedRoot):
         date: str | None = None,
         seed: int | None = None,
         chunk: int = 1024,
-        edits: Sequence[Edit] = (),
+        edits: Edits = (),
     ) -> Iterator[Piece]:
         """Yield a Piece for every token as it is drawn; arguments are those of `generate`.
 
@@ -154,7 +154,7 @@ class GenerateMixin(TextMixin, HookedRoot):
             for row, token in drawn:
                 yield Piece(row, token, texts.add(row, token))
 
-    def _recomputed(self, out: Generation, names_filter: Any, edits: Sequence[Edit]) -> Any:
+    def _recomputed(self, out: Generation, names_filter: Any, edits: Edits) -> Any:
         """Activations of prompts and completions, from one forward pass under the same edits."""
         with torch.no_grad():
             return self.run_with_cache(
@@ -216,7 +216,7 @@ class GenerateMixin(TextMixin, HookedRoot):
         sampling: Sampling,
         use_cache: bool,
         chunk: int,
-        edits: Sequence[Edit],
+        edits: Edits,
     ) -> Iterator[list[tuple[int, int]]]:
         """Draw tokens step by step into `out`; yields (row, token) of rows still running."""
         if chunk < 1:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptoss_hooks.edits import Edit
+from gptoss_hooks.edits import Edits
 from gptoss_hooks.points import HookPoint
 from gptoss_hooks.root import NameFilter
 from gptoss_kernels import backend as kernels
@@ -104,20 +104,20 @@ class GptOss(Loaded, WeightViews, GenerateMixin):
         *,
         messages: Any = None,
         logits_to_keep: int = 0,
-        edits: Sequence[Edit] = (),
+        edits: Edits = (),
     ) -> Any:
         """Run the model.
 
         Args:
-            input: tokens [batch, pos], text, a Generation, or with `start_at_layer` the residual
-                entering it. Text and lists of different length are padded on the right.
+            input: tokens [batch, pos], text, a Generation, a Trace, or with `start_at_layer` the
+                residual entering it. Rows of different length are padded on the right.
             messages: a harmony conversation instead of `input`.
             return_type: "logits", "loss", "both" or None (nothing beyond what hooks ask for).
             attention_mask: [batch, pos], 0 or False on padding (left or right).
             stop_at_layer: return the residual entering this layer instead of logits.
             past_key_values: a KVCache; the input continues it, and it grows in place.
             logits_to_keep: only the last so many positions' logits; 0 means all.
-            edits: interventions, in the order they act, such as [ban(3, layers=2)].
+            edits: interventions, in the order they act, such as [ban(3, layers=2)]; or one.
 
         Returns:
             logits [batch, pos, vocab] in the model's dtype, loss (nats per token), both, or None.
@@ -248,7 +248,7 @@ class GptOss(Loaded, WeightViews, GenerateMixin):
         routing: bool = True,
         router_logits: bool = False,
         device: torch.device | str = "cpu",
-        edits: Sequence[Edit] = (),
+        edits: Edits = (),
     ):
         """One forward pass recorded as a `Trace`: tokens, spans, routing, chosen activations.
 

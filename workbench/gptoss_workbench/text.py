@@ -155,7 +155,7 @@ class TextMixin:
         """Check an input and turn it into tokens and mask on the model's device.
 
         Taken are text, texts, tokens [batch, pos], lists of ids (rows of different length are
-        padded as texts are), and a Generation, whose prompts and completions are read.
+        padded as texts are), and what holds tokens and mask: a Generation, a Trace, a Batch.
         """
         tokens, made = self._tokens(input, padding_side, prepend_bos)
         if mask is not None and made is not None:
@@ -182,9 +182,11 @@ class TextMixin:
         self, input: Any, padding_side: str | None, prepend_bos: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens of any kind of input, and the mask where the input itself says it."""
-        batch = getattr(input, "batch", None)  # a Generation's
-        if isinstance(batch, Batch):
-            return batch
+        tokens, mask = getattr(input, "tokens", None), getattr(input, "mask", None)
+        if isinstance(tokens, Tensor) and isinstance(mask, Tensor):
+            if getattr(input, "context", None) is not None:
+                raise ValueError("input: this trace was cut to some places; give its .whole")
+            return self._padded_anew(Batch(tokens, mask), padding_side)
         if _is_text(input):
             return self.encode_batch(cast(Text, input), padding_side, prepend_bos)
         if isinstance(input, list | tuple) and input and all(map(_is_row, input)):
@@ -198,8 +200,16 @@ class TextMixin:
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 "input: expected text, a list of texts, tokens [batch, pos], lists of token ids, "
-                f"or a Generation; got {type(input).__name__}. A conversation is messages=[...]"
+                f"a Generation or a Trace; got {type(input).__name__}. "
+                "A conversation is messages=[...]"
             ) from error
+
+    def _padded_anew(self, batch: Batch, padding_side: str | None) -> Batch:
+        """A batch padded on the side asked for; as it is where none is."""
+        if padding_side is None or bool(batch.mask.all()):
+            return batch
+        rows = [row[real].tolist() for row, real in zip(*batch, strict=True)]
+        return pad(rows, self.pad_id, padding_side)
 
     def input_size(
         self,

@@ -9,7 +9,7 @@ tensors that a kernel reads, `act` makes hook functions of the latter, `check` r
 cannot do before it runs.
 """
 
-from gptoss_hooks.edits.edit import Edit
+from gptoss_hooks.edits.edit import Edit, Edits
 from gptoss_hooks.edits.routing import (
     RoutingEdit,
     TieWarning,
@@ -28,6 +28,7 @@ from gptoss_hooks.edits.store import load_edits, save_edits
 
 __all__ = [
     "Edit",
+    "Edits",
     "RoutingEdit",
     "SiteEdit",
     "TieWarning",

@@ -9,7 +9,7 @@ holds no model: unknown layers, experts and sites are found when it is given to 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import cleandoc, signature
 from typing import Any, ClassVar, TypeVar
@@ -57,6 +57,10 @@ class Edit:
     """positions, a slice, texts, or None for all tokens"""
     channels: tuple[str, ...] | None = None
     """voices, or None for all"""
+
+    def __iter__(self) -> Iterator[Edit]:
+        """One edit stands for a list of one wherever edits are given."""
+        yield self
 
     def _arguments(self) -> list[str]:
         """The call's arguments: what is changed by place, where by keyword, defaults left out."""
@@ -185,3 +189,7 @@ def _key(value: Any) -> Any:
     if isinstance(value, Mapping):
         return tuple((name, digest(each)) for name, each in value.items())
     return (value.start, value.stop, value.step) if isinstance(value, slice) else value
+
+
+Edits = Edit | Sequence[Edit]
+"""Interventions in the order they act; one needs no list."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gptoss_hooks.edits.edit import Edit, digest
+from gptoss_hooks.edits.edit import Edit, Edits, digest
 from gptoss_hooks.edits.routing import (
     Ban,
     Bias,
@@ -38,8 +38,12 @@ KINDS = (
 KIND: dict[str, Any] = {kind.verb: kind for kind in KINDS}
 
 
-def save_edits(path: str | Path, edits: Sequence[Edit]) -> Path:
+def save_edits(path: str | Path, edits: Edits) -> Path:
     """Write a list of edits; gives the json's path."""
+    if not isinstance(path, str | Path):
+        raise TypeError(
+            f"save_edits(path, edits): the path comes first; got {type(path).__name__} there"
+        )
     json_file, tensors_file = _files(path)
     document = {"format": FORMAT, "version": VERSION, "edits": [e.to_json() for e in edits]}
     tensors = {name: t for edit in edits for name, t in edit.tensors().items()}
