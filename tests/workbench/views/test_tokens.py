@@ -67,3 +67,16 @@ def test_a_row_that_is_not_there_raises(trace):
     trace.mask[0] = False
     with pytest.raises(ValueError, match="holds pads only"):
         views.tokens(trace)
+
+
+@pytest.mark.parametrize("view", [views.tokens, views.experts, views.attention])
+def test_what_is_no_trace_is_told_what_is(view):
+    with pytest.raises(TypeError, match=r"expected a Trace, as model.trace\(...\) gives; got str"):
+        view("text")
+
+
+def test_a_trace_is_no_lens_result_and_no_patch_result(trace):
+    with pytest.raises(TypeError, match=r"expected a lens result, .*; got Simple"):
+        views.lens(trace)
+    with pytest.raises(TypeError, match=r"expected a PatchResult, .*; got Simple"):
+        views.patching(trace)

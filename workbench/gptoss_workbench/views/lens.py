@@ -16,7 +16,7 @@ import numpy as np
 from .packing import quantise
 from .picture import blank, clip, colour_bar, matrix, place, style
 from .snapshot import BUDGET, View, check_state
-from .transcript import visible
+from .transcript import require, visible
 
 if TYPE_CHECKING:
     import pandas
@@ -105,6 +105,8 @@ def lens(
 
 def read_cells(result: LensResult, row: int, positions: tuple[int, int] | None, k: int) -> Cells:
     """Take one row out of a lens result."""
+    told = "a lens result, as logit_lens(model, tokens) gives"
+    require(result, ("prompt", "log_probs", "kl", "rank"), told)
     rows = result.prompt.shape[0]
     if not 0 <= row < rows:
         raise ValueError(f"views.lens: the result has rows 0 to {rows - 1}; got row={row}")

@@ -15,7 +15,7 @@ import numpy as np
 from .packing import quantise_signed
 from .picture import blank, clip, colour_bar, place, style
 from .snapshot import BUDGET, View, check_place, check_state
-from .transcript import visible
+from .transcript import require, visible
 
 if TYPE_CHECKING:
     import pandas
@@ -68,6 +68,7 @@ def patching(
     for its prompts and values. `columns` names the axis across ("pos", "head", ...); where a cell
     of the map stands for several patches it shows the strongest, and a click lists them.
     """
+    require(result, ("sites", "to_pandas"), "a PatchResult, as activation_patching(...) gives")
     sweeps = [_lay_out(result, name, columns) for name in result.sites]
     check = partial(_checked, sweeps, _examples(result), site)
     opened = check(check_state("patching", state, STATE))

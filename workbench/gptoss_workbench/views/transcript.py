@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptoss_workbench.harmony import TokenLabel
@@ -104,6 +105,7 @@ class Transcript(NamedTuple):
 
 def transcript(trace: Trace, row: int = 0) -> Transcript:
     """Read one row of a trace, pads left out."""
+    require(trace, ("tokens", "mask", "places", "spans"), "a Trace, as model.trace(...) gives")
     rows = len(trace.tokens)
     if not -rows <= row < rows:
         raise ValueError(f"views: the trace has rows 0 to {rows - 1}; got row={row}")
@@ -117,6 +119,12 @@ def transcript(trace: Trace, row: int = 0) -> Transcript:
     facts = [row, [t[:3] for t in tokens], sorted(map(str, trace.provenance.items()))]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     return Transcript(tokens, kept, [labels[i].recipient or "" for i in kept], key)
+
+
+def require(given: object, fields: Sequence[str], told: str) -> None:
+    """Raise a TypeError for what lacks the fields that a view reads."""
+    if not all(hasattr(given, name) for name in fields):
+        raise TypeError(f"views: expected {told}; got {type(given).__name__}")
 
 
 def lane(role: str | None, channel: str | None) -> str:
