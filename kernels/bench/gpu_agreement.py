@@ -1,12 +1,14 @@
 """Whether the Triton backend is right on this device, against the plain reference beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gptoss_hooks import ablate, bias, patch, scale, steer
+from gptoss_hooks.edits import Edit
 from gptoss_kernels import rope
 from gptoss_kernels.backend import Backend, select
 from gptoss_kernels.moe import Experts
@@ -162,17 +164,43 @@ def models(device: torch.device) -> Iterator[Comparison]:
 
 def decoding(model: GptOss, config: Config, tokens: Tensor) -> Iterator[Comparison]:
     """Steps at fixed addresses (on a GPU a captured graph) with ordinary ones."""
+    plain, edited = [[]] * 4, [edits(config, value) for value in (0.5, 0.5, -0.3, 2.0)]
+    yield Comparison("bits changed by decoding in a graph", steps(model, tokens, plain), 0)
+    yield Comparison("bits changed by edits in a graph", steps(model, tokens, edited), 0)
+    more = [*plain[:1], *edited[:2], *plain[:1]]
+    yield Comparison("bits changed by edits that come and go", steps(model, tokens, more), 0)
+
+
+def edits(config: Config, value: float) -> list[Edit]:
+    """Of one form, their numbers made of `value`: some a kernel obeys, some are operators."""
+    vector = torch.linspace(-1, 1, config.hidden_size)
+    return [
+        steer("resid_post", vector, value, layers=0),
+        scale("z", value, layers=1, heads=[0, 3]),
+        ablate("pattern", layers=0, heads=1),
+        scale("expert_out", value, experts=1),
+        ablate("expert_post", layers=1, experts=[0, 2], to=value),
+        scale("expert_gate", value, neurons=[3, 5]),
+        patch("mlp_out", (value * vector).expand(1, 40, -1), layers=1, tokens=slice(5, None)),
+        bias([0, 4], 3 * value, tokens=slice(6, None)),
+    ]
+
+
+def steps(model: GptOss, tokens: Tensor, edits: Sequence[Sequence[Edit]]) -> float:
+    """Bits in which steps under edits, a list a token, differ from ordinary passes under them."""
     from gptoss_workbench.decoder import Decoder
 
+    start, different = tokens.shape[1] - len(edits), 0.0
     caches = model.new_cache(), model.new_cache()
     with torch.no_grad():
         for cache in caches:
-            model(tokens[:, :-4], past_key_values=cache)
-        decoder, different = Decoder(model, caches[0], room=tokens.shape[1]), 0.0
-        for step in tokens[:, -4:].split(1, 1):
-            found = decoder.step(step, torch.ones_like(step, dtype=torch.bool))
-            different += unlike(found, model(step, past_key_values=caches[1])[:, -1])
-    yield Comparison("bits changed by decoding in a graph", different, 0)
+            model(tokens[:, :start], past_key_values=cache)
+        decoder = Decoder(model, caches[0], room=tokens.shape[1])
+        for step, each in zip(tokens[:, start:].split(1, 1), edits, strict=True):
+            with model.edited(*each):
+                found = decoder.step(step, torch.ones_like(step, dtype=torch.bool))
+                different += unlike(found, model(step, past_key_values=caches[1])[:, -1])
+    return different
 
 
 def chosen(model: GptOss, tokens: Tensor) -> Tensor:
