@@ -50,3 +50,36 @@ def test_cfg_says_the_sizes_under_transformer_lens_names(tiny):
     assert (cfg.d_head, cfg.d_mlp, cfg.d_vocab, cfg.n_ctx) == (16, 96, 256, 131072)
     assert (cfg.num_experts, cfg.experts_per_token, cfg.dtype) == (8, 2, torch.float32)
     assert cfg.attn_types == ["local", "global", "local", "global"]
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_an_expert_decoded_computes_what_its_slot_computes(tiny, tokens, layer):
+    names = ["ln2.hook_out", "mlp.hook_expert_gate", "mlp.hook_expert_up", "mlp.hook_expert_post"]
+    names += ["mlp.hook_expert_out", "mlp.hook_expert_indices"]
+    block = f"blocks.{layer % 4}"
+    _, cache = tiny.run_with_cache(tokens, names_filter=[f"{block}.{name}" for name in names])
+    x, gate, up, post, out, chosen = (cache[f"{block}.{name}"] for name in names)
+    expert = int(chosen[0, 3, 1])
+    own = tiny.expert_weights(layer, expert)
+    assert own.gate.shape == own.up.shape == (64, 96) and own.down.shape == (96, 64)
+    torch.testing.assert_close(x[0, 3] @ own.gate + own.b_gate, gate[0, 3, 1])
+    torch.testing.assert_close(x[0, 3] @ own.up + own.b_up, up[0, 3, 1])
+    torch.testing.assert_close(post[0, 3, 1] @ own.down + own.b_down, out[0, 3, 1])
+    other = tiny.expert_weights(layer, (expert + 1) % 8)
+    assert not torch.allclose(x[0, 3] @ other.gate + other.b_gate, gate[0, 3, 1])
+
+
+def test_an_expert_s_weights_have_the_activations_dtype(tiny_bf16):
+    assert {part.dtype for part in tiny_bf16.expert_weights(1, 2)} == {torch.bfloat16}
+    for layer, expert in ((4, 0), (0, 8), (0, -1)):
+        with pytest.raises(ValueError, match=f"layer of 4 and an expert of 8, got layer={layer}"):
+            tiny_bf16.expert_weights(layer, expert)
+
+
+@pytest.mark.parametrize("name", ["W_in", "W_gate", "W_out"])
+def test_dense_names_point_to_the_experts(tiny, name):
+    assert not hasattr(tiny, name)
+    with pytest.raises(AttributeError, match=r"model\.expert_weights\(layer, expert\)"):
+        getattr(tiny, name)
+    with pytest.raises(AttributeError, match="no attribute 'W_else'"):
+        tiny.W_else  # noqa: B018

@@ -1,17 +1,36 @@
 """TransformerLens's names for the weights of a model, as views of what is stored."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from gptoss_kernels.mxfp4 import unpack
 from gptoss_workbench.layers import Block
 from gptoss_workbench.text import TextMixin
 
 if TYPE_CHECKING:
     from gptoss_workbench.parts import Embed, Unembed
+
+
+DENSE = ("W_in", "W_gate", "W_out", "b_in", "b_out")
+"""What TransformerLens calls the weights of an MLP; experts are packed, so there are none."""
+
+
+class ExpertWeights(NamedTuple):
+    """One expert, decoded: out = (swiglu(x @ gate + b_gate, x @ up + b_up)) @ down + b_down."""
+
+    gate: Float[Tensor, "d_model d_ff"]
+    """TransformerLens's W_gate"""
+    up: Float[Tensor, "d_model d_ff"]
+    """TransformerLens's W_in"""
+    down: Float[Tensor, "d_ff d_model"]
+    """TransformerLens's W_out"""
+    b_gate: Float[Tensor, " d_ff"]
+    b_up: Float[Tensor, " d_ff"]
+    b_down: Float[Tensor, " d_model"]
 
 
 class WeightViews(TextMixin):
@@ -75,6 +94,38 @@ class WeightViews(TextMixin):
     @property
     def b_O(self) -> Float[Tensor, "layer d_model"]:
         return self._stacked("b_O")
+
+    def expert_weights(self, layer: int, expert: int) -> ExpertWeights:
+        """Decode one expert of a layer: copies in the dtype of the activations.
+
+        model.expert_weights(2, 5).down[17]  # what neuron 17 writes, [d_model]
+        """
+        count = self.config.num_local_experts
+        if not -len(self.blocks) <= layer < len(self.blocks) or not 0 <= expert < count:
+            raise ValueError(
+                f"expert_weights: expected a layer of {len(self.blocks)} and an expert of {count}, "
+                f"got layer={layer}, expert={expert}"
+            )
+        dtype, own = self.activation_dtype, slice(expert, expert + 1)
+        stored = self.blocks[layer].mlp.stored(own)
+        gate_up = unpack(stored.gate_up_blocks[0], stored.gate_up_scales[0], dtype)
+        down = unpack(stored.down_blocks[0], stored.down_scales[0], dtype)
+        bias = stored.gate_up_bias[0].to(dtype)
+        return ExpertWeights(
+            gate_up[0::2].mT, gate_up[1::2].mT, down.mT,
+            bias[0::2], bias[1::2], stored.down_bias[0].to(dtype),
+        )  # fmt: skip
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return nn.Module.__getattr__(cast(nn.Module, self), name)
+        except AttributeError:
+            if name not in DENSE:
+                raise
+            raise AttributeError(
+                f"{name}: experts stay packed, so there is no stack of them; "
+                "model.expert_weights(layer, expert) decodes one into gate, up and down"
+            ) from None
 
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
