@@ -1,7 +1,7 @@
 """TransformerLens's names for the weights of a model, as views of what is stored."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gptoss_workbench.parts import Embed, Unembed
 
 
+_look_up: Any = nn.Module.__getattr__
 DENSE = ("W_in", "W_gate", "W_out", "b_in", "b_out")
 """What TransformerLens calls the weights of an MLP; experts are packed, so there are none."""
 
@@ -117,15 +118,12 @@ class WeightViews(TextMixin):
         )  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return nn.Module.__getattr__(cast(nn.Module, self), name)
-        except AttributeError:
-            if name not in DENSE:
-                raise
+        if name in DENSE:
             raise AttributeError(
                 f"{name}: experts stay packed, so there is no stack of them; "
                 "model.expert_weights(layer, expert) decodes one into gate, up and down"
-            ) from None
+            )
+        return _look_up(self, name)
 
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
