@@ -252,6 +252,29 @@ def test_a_patch_brings_activations_from_another_run(small, tokens):
     assert torch.equal(some[1]["z", 1][:, 3], kept["z", 1][:, 3])
 
 
+def test_a_recording_of_another_length_needs_to_be_told_where_it_goes(small, tokens):
+    kept = small.run_with_cache(tokens)[1]
+    for length in (12, 11):
+        short, verb = tokens[:, :length], "patch blocks.1.hook_resid_pre"
+        with pytest.raises(EditError, match=f"{verb}: recorded 13 places a row, but {length} run"):
+            small(short, edits=[patch("resid_pre", kept, layers=1)])
+    with pytest.raises(EditError, match="recorded 13 places a row, but 14 run"):
+        small(torch.cat([tokens, tokens[:, :1]], 1), edits=[steer("z", kept, layers=1)])
+    edit = patch("resid_pre", kept, layers=1, tokens=[2])
+    other = small.run_with_cache(tokens.flip(1)[:, :12], edits=[edit])[1]
+    assert torch.equal(other["resid_pre", 1][:, 2], kept["resid_pre", 1][:, 2])
+    assert not torch.equal(other["resid_pre", 1][:, 3], kept["resid_pre", 1][:, 3])
+
+
+def test_padding_makes_no_recording_another_length(small, tokens):
+    kept = small.run_with_cache(tokens)[1]
+    wider = torch.nn.functional.pad(tokens, (0, 2))
+    mask = torch.nn.functional.pad(torch.ones_like(tokens), (0, 2))
+    edit = patch("resid_pre", kept, layers=1)
+    out = small(wider.flip(0), attention_mask=mask, edits=[edit])[:, :13]
+    torch.testing.assert_close(out, small(tokens), rtol=0, atol=1e-4)
+
+
 def test_other_rows_keep_their_result(small, tokens):
     base = small(tokens)
     out = small(tokens, edits=[ban([0, 1], tokens=12), set_k(6, layers=0, tokens=12)])

@@ -225,7 +225,8 @@ def _value(step: Step, x: Tensor, hook: HookPoint, run: Run) -> tuple[Tensor, Te
         value = value.expand(len(x), *value.shape[1:]) if len(value) == 1 else value
         if run.continued:
             mask = mask & reaches(run, value.shape[1])
-        value = aligned(value, run, mask, f"{step.verb} {hook.name}")[:, -kept:]
+        said, whole = f"{step.verb} {hook.name}", step.everywhere
+        value = aligned(value, run, mask, said, whole=whole)[:, -kept:]
     fits = value.ndim <= x.ndim and all(
         a in (1, b) for a, b in zip(reversed(value.shape), reversed(x.shape), strict=False)
     )

@@ -45,12 +45,13 @@ def aligned(
     verb: str,
     tokens: Tensor | None = None,
     ends: Tensor | None = None,
+    whole: bool = False,
 ) -> Tensor:
     """`values` [batch, pos, ...] of one run at the tokens of another; any where there are none.
 
     `wanted` [batch, pos] are the places that need one, `tokens` those that were recorded and `ends`
-    [batch, 1] how many, where values are `in_order`. Raises EditError where rows, length or tokens
-    do not fit.
+    [batch, 1] how many, where values are `in_order`. `whole`: they are for the whole run, so that
+    its rows are as long. Raises EditError where rows, length or tokens do not fit.
     """
     here = run.positions
     if len(values) != len(here):
@@ -60,9 +61,13 @@ def aligned(
         found = torch.ones_like(at, dtype=torch.bool)
     else:
         at, found = here.clamp(0, values.shape[1] - 1), reaches(run, values.shape[1], ends)
-    if not (run.continued or run.checked) and bool((wanted & ~found).any()):
+    looked = run.continued or run.checked
+    fits = looked or not bool((wanted & ~found).any())
+    if fits and whole and not (looked or _by_place(run, values.shape[1], ends)):
+        fits = int(here.max()) + 1 == values.shape[1]
+    if not fits:
         raise EditError(
-            f"{verb}: recorded {values.shape[1]} places a row, but {here.shape[1]} run; "
+            f"{verb}: recorded {values.shape[1]} places a row, but {int(here.max()) + 1} run; "
             "say which are meant with tokens="
         )
     if tokens is not None and run.tokens is not None and not run.checked:
