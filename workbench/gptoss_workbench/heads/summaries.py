@@ -187,7 +187,7 @@ def _heads(totals: dict[int, Sums], windows: list[int | None], made: dict[str, A
     for (layer, sums), window in zip(totals.items(), windows, strict=True):
         heads = len(sums["sink"][0])
         row = {"layer": np.full(heads, layer), "head": np.arange(heads)}
-        row |= {"window": np.full(heads, window or 0)} | {n: _mean(sums, n) for n in every}
+        row |= {"window": np.full(heads, window or np.nan)} | {n: _mean(sums, n) for n in every}
         counts = {"n": "sink"} | {f"n_{name}": name for name in SCORES}
         row |= {name: np.full(heads, int(sums[of][1])) for name, of in counts.items()}
         for name, column in row.items():
@@ -195,7 +195,7 @@ def _heads(totals: dict[int, Sums], windows: list[int | None], made: dict[str, A
     notes = (
         "previous, induction, duplicate are attention with the sink counted: 1 - sink at most; "
         "_chance is even attention over the reachable keys",
-        "window 0: the layer sees every earlier token; n counts queries, padding left out",
+        "no window (NaN): the layer sees every earlier token; n counts queries, padding left out",
     )
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     units = {"entropy": "bits", "distance": "tokens", "window": "tokens"}
@@ -211,7 +211,7 @@ def _profile(totals: dict[int, Sums], windows: list[int | None], made: dict[str,
             near, far = (0, 0) if i == 0 else (2 ** (i - 1), 2**i - 1)
             mass, even = (sums[f"{kind} {i}"][0] / max(n, 1) for kind in ("bin", "even"))
             rows += [
-                (layer, head, window or 0, near, far, float(mass[head]), float(even[head]), n)
+                (layer, head, window or np.nan, near, far, float(mass[head]), float(even[head]), n)
                 for head in range(len(mass))
             ]
     columns = {name: np.array([row[i] for row in rows]) for i, name in enumerate(names)}
