@@ -55,6 +55,25 @@ def test_make_has_the_promised_targets():
     assert ".DEFAULT_GOAL := install" in makefile
 
 
+def test_make_says_each_step_and_what_is_next():
+    def planned(*goals: str) -> str:
+        command = ["make", "--dry-run", "--what-if=pyproject.toml", *goals]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    bare = planned()
+    steps = ["1/3 environment", "2/3 packages", "3/3 kernels", "next: make lab"]
+    places = [bare.index(step) for step in steps]
+    assert places == sorted(places) and "--quiet" not in bare
+    assert "next: make lab" not in planned("lab")
+
+
+def test_the_readme_says_where_the_commands_are():
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("conda env create -f environment.yml") == 1
+    assert readme.index("source .venv/bin/activate") < readme.index("## A first trace")
+
+
 def test_ci_budgets_fit_its_time():
     slow = (ROOT / ".ci" / "slow.py").read_text()
     budgets = [int(minutes) for minutes in re.findall(r'Group\("\w+", (\d+)', slow)]
