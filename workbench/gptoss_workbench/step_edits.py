@@ -37,6 +37,8 @@ class StepEdits:
         self.model, self.device = model, device
         self.edits: Sequence[Edit] = ()
         self.host = self.held = plan((), model)
+        self.wait = False
+        """whether a step under these edits waits for the device, which cannot be captured"""
         self._form = tree.form(self.host)
         self._fitting: set[bytes] = set()
 
@@ -54,12 +56,10 @@ class StepEdits:
         else:
             self.held = tree.over(host, lambda tensor: tensor.to(self.device, copy=True))
         self.edits, self.host, self._form = edits, host, form
-        self._fitting = set()
+        self.wait, self._fitting = self._waits(), set()
         return fits
 
-    @property
-    def wait(self) -> bool:
-        """Whether a step under these edits waits for the device, which cannot be captured."""
+    def _waits(self) -> bool:
         routes, sites = self.host.routes, self.host.sites
         split = (LOGITS.format(layer) for layer, route in enumerate(routes) if route is not None)
         asked = [name for name in sites if name.endswith(ASK)]

@@ -4,9 +4,9 @@
     with model.edited(zero([1, 4], channels="analysis")): ...
     save_edits("figure2", edits); load_edits("figure2")
 
-`routing` edits the router's decision, `sites` any activation. `programs` compiles the former to
-tensors that a kernel reads, `act` makes hook functions of the latter, `check` refuses what a model
-cannot do before it runs.
+`routing` edits the router's decision, `sites` any activation. `plan` compiles both to tensors:
+`programs` the former for a kernel to read, `act` the latter for hook functions, or where `fused`
+knows that a kernel does the same, for that. `check` refuses what a model cannot do before it runs.
 """
 
 from gptoss_hooks.edits.edit import Edit, Edits
