@@ -167,7 +167,9 @@ def test_a_chat_has_room_to_answer_and_a_text_has_transformer_lens_s_ten(nano):
 def test_a_thought_that_is_cut_off_says_so_and_can_go_on(nano):
     whole = nano.generate(messages=QUESTION)
     part = nano.generate(messages=QUESTION, max_new_tokens=10)
-    assert part.final == "" and "no final message yet: raise max_new_tokens" in repr(part)
+    for shown in (repr(part), part._repr_html_()):
+        assert part.final == "" and "no final message yet: raise max_new_tokens" in shown
+    assert "no final message" not in whole._repr_html_()
     rest = nano.generate(part, 200)
     assert part.analysis + rest.analysis == whole.analysis and rest.final == whole.final
 

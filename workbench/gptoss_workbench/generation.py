@@ -2,6 +2,7 @@
 
 import codecs
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import NamedTuple
 
 from torch import Tensor
@@ -150,4 +151,6 @@ class Generation:
 
     def _repr_html_(self) -> str:
         row = self.prompts[0] + self.completions[0]
-        return harmony.spans(row, self._tokenizer)._repr_html_()
+        note = escape(self._unanswered().removeprefix("; "))
+        shown = harmony.spans(row, self._tokenizer)._repr_html_()
+        return f"{shown}<p>{note}</p>" if note else shown
