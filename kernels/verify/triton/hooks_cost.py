@@ -45,14 +45,12 @@ ABOVE: Mapping[tuple[str, str], tuple[int, int, float]] = {
     ("experts, a prompt of 2048: gate and up seen", "sm_100"): (4, 0, MOST),
     ("experts, a prompt of 2048: gate and up seen", "gfx942"): (4, 0, MOST),
     ("experts, a prompt of 2048: edited", "sm_80"): (4, 0, MOST),
-    ("experts, a prompt of 2048: edited", "sm_90"): (2, 0, 0.044),
-    ("experts, a prompt of 2048: edited", "sm_100"): (0, 0, 0.032),
+    ("experts, a prompt of 2048: edited", "sm_90"): (1, 0, 0.034),
 }
 """For a hook on a target: instructions it adds to a turn, works among them, and share of the whole.
 The source's loop is the same, the compiler allocates anew: on sm_120 it copies scores where a mask
 may follow a mask, on gfx942 it keeps scalars in lanes. A gain multiplies z once it is rounded, as a
-hook would: five instructions a pair of values, which three turns in a window do not outweigh; so
-does a gain of neurons."""
+hook would: five instructions a pair of values, which three turns in a window do not outweigh."""
 WORKS = ("mma", "ldsm", "lds", "sts", "copy", "tma", "tmem", "ldg", "stg", "spill", "mufu", "shfl")
 
 
