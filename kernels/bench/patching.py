@@ -22,7 +22,7 @@ import gptoss_workbench as wb
 from gptoss_workbench.model import GptOss
 from gptoss_workbench.nano import sample
 from gptoss_workbench.patching import SITES, activation_patching, logit_difference
-from gptoss_workbench.patching.nodes import ALL, Cells, sources
+from gptoss_workbench.patching.nodes import ALL, NONE, Cells, sources
 
 SWEEPS = {
     "resid_pre, layer x position": {"sites": "resid_pre"},
@@ -89,7 +89,7 @@ def loop(
     values = []
     for site, layer, pos, head in zip(cells.site, cells.layer, cells.pos, cells.head, strict=True):
         index = (slice(None), slice(None) if pos == ALL else pos)
-        index = index if head == ALL else (*index, head)
+        index = index if head == NONE else (*index, head)
 
         def put(tensor, hook, index=index):
             tensor[index] = cache[hook.name][index]

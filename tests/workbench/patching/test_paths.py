@@ -128,6 +128,19 @@ def test_a_sender_that_is_not_upstream_is_refused(tiny, site, layer, end):
         )
 
 
+def test_the_end_can_be_named_alone(tiny):
+    clean, corrupted = prompts()
+    options = {"metric": METRIC, "layers": [1], "heads": [2]}
+    named, listed = (
+        path_patching(tiny, clean, corrupted, receivers=ends, **options)
+        for ends in ("final", [("final",)])
+    )
+    np.testing.assert_array_equal(named.value, listed.value)
+    assert named.table()["pos"].tolist() == ["all"]
+    with pytest.raises(ValueError, match="q needs a layer"):
+        path_patching(tiny, clean, corrupted, receivers="q", **options)
+
+
 def test_receivers_are_checked(tiny):
     clean, corrupted = prompts()
     for ends, message in (

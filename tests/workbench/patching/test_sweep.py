@@ -209,11 +209,13 @@ def test_cells_that_change_nothing_have_the_value_of_the_base_and_no_run(odd, mo
 
 
 def test_prompts_that_are_the_same_have_no_effect_anywhere(odd):
-    clean, _ = prompts()
+    clean, corrupted = prompts(batch=2)
+    corrupted[0] = clean[0]
     options = {"metric": logit_difference(7, 9), "sites": (*STREAM, *HEADS, "expert_out", "expert")}
     for positions in (None, "all"):
-        found = activation_patching(odd, clean, clean, positions=positions, **options)
+        found = activation_patching(odd, clean, corrupted, positions=positions, **options)
         np.testing.assert_allclose(found.value[:, 0], found.corrupted[0], atol=1e-5)
+        assert np.abs(found.value[:, 1] - found.corrupted[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_out"])
@@ -325,16 +327,14 @@ def test_pairs_of_places_join_prompts_of_different_length(odd):
 def test_padded_prompts_equal_themselves_alone(nano32, site):
     rng = Random(3)
     texts = [sample(rng, task="vars", lang="en", effort="low", n=n).prompt_text() for n in (2, 4)]
-    others = [text.replace("is 1", "is 2").replace("is 4", "is 5") for text in texts]
+    others = [text.replace("low", "high") for text in texts]
     metric = logit_difference(40, 50)
-    options = {"sites": site, "layers": [1, 3], "heads": [1]}
+    options = {"sites": site, "layers": [1, 3], "heads": [1], "positions": range(-25, 0)}
     both = activation_patching(nano32, texts, others, metric=metric, **options)
+    assert set(both.cells.pos) == set(range(-25, 0))
     for i, (text, other) in enumerate(zip(texts, others, strict=True)):
         alone = activation_patching(nano32, text, other, metric=metric, **options)
-        width = len(alone) // 2
-        mine = both.value[:, i].reshape(2, -1)
-        np.testing.assert_allclose(mine[:, -width:].ravel(), alone.value[:, 0], atol=1e-3)
-        assert np.isnan(mine[:, :-width]).all()
+        np.testing.assert_allclose(both.value[:, i], alone.value[:, 0], atol=1e-3)
 
 
 def test_nano_equals_the_plain_loop_on_every_kind_of_site(nano32):
@@ -355,7 +355,7 @@ def test_nano_equals_the_plain_loop_on_every_kind_of_site(nano32):
 
 
 def test_unequal_lengths_name_the_spans_that_differ(nano32):
-    with pytest.raises(ValueError, match=r"positions 13 to 15 .* positions 13 to 14"):
+    with pytest.raises(ValueError, match=r"clean: positions 13 to 14 .*: position 13 \("):
         a = torch.arange(100, 130)
         b = torch.cat([a[:13], a[14:]])
         b[13] = 500
@@ -366,6 +366,9 @@ def test_unequal_lengths_name_the_spans_that_differ(nano32):
     ("options", "message"),
     [
         ({"sites": "resid"}, "sites are among"),
+        ({"sites": "blocks.1.hook_resid_pre"}, r"that is sites='resid_pre', layers=\[1\]"),
+        ({"sites": ["z", "blocks.0.attn.hook_z"]}, r"that is sites='z', layers=\[0\]"),
+        ({"positions": []}, "give at least one place"),
         ({"layers": [9]}, "layers: expected numbers from -3 to 2"),
         ({"positions": "each"}, "positions: None"),
         ({"sites": "expert_post"}, "name some with neurons="),

@@ -204,11 +204,12 @@ def hand_lens(layers=4, pads=2, n=6, k=3):
 def hand_patches(layers=3, width=4, heads=2):
     """Position 2 of layer 1 restores the clean run; head 1 of layer 2 works against it."""
     from gptoss_workbench.patching import Cells, PatchResult
+    from gptoss_workbench.patching.nodes import ALL
     from gptoss_workbench.patching.result import Prompts
 
     grid = np.indices((layers, width)).reshape(2, -1)
     by_head = np.indices((layers, heads)).reshape(2, -1)
-    none, every = np.full(grid.shape[1], -1), np.full(by_head.shape[1], -1)
+    none, every = np.full(grid.shape[1], -1), np.full(by_head.shape[1], ALL)
     pos = np.concatenate([grid[1], every])
     cells = Cells(
         site=np.array(["resid_pre"] * len(none) + ["z"] * len(every)),

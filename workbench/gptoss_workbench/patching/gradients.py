@@ -28,7 +28,8 @@ from gptoss_workbench.patching.copies import Copies
 from gptoss_workbench.patching.metrics import Judge
 from gptoss_workbench.patching.nodes import Cells, Wanted
 from gptoss_workbench.patching.result import PatchResult
-from gptoss_workbench.patching.sweep import TOKENS_AT_ONCE, Study, groups, prepare
+from gptoss_workbench.patching.study import Study, prepare
+from gptoss_workbench.patching.sweep import TOKENS_AT_ONCE, groups
 from gptoss_workbench.patching.values import Patch, patch, places_of
 from gptoss_workbench.table import Table
 from gptoss_workbench.text import Text

@@ -5,15 +5,24 @@
     kl_divergence      Σ p log(p / q) with p the reference run, q the patched run, nats
     loss               mean next-token cross entropy over the real tokens, nats per token
 
-Positions count from the end, so that only the logits that are read are computed.
+Positions count from the end, so that only the logits that are read are computed. A token is an
+id, or text that is one token (" 7", with its space), which `as_metric` looks up in a vocabulary.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from gptoss_workbench.model import GptOss
+
+Token = int | str | Sequence[int] | Sequence[str] | Tensor
+"""A token, or one for each row."""
 
 
 class Metric(NamedTuple):
@@ -22,40 +31,57 @@ class Metric(NamedTuple):
     name: str
     keep: int
     """how many of the last positions it reads; 0 means all"""
-    of: Callable[[Tensor], Tensor]
-    """logits [..., batch, pos, vocab] (float32, the last `keep` positions) to [..., batch]"""
+    of: Callable[..., Tensor]
+    """logits [..., batch, pos, vocab] (float32, the last `keep` positions), and an id (or one a
+    row) for each of `tokens`, to [..., batch]"""
+    tokens: tuple[Token, ...] = ()
+    rows: int | None = None
+    """rows it holds values for, in their order; None: it takes any"""
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """The number of each row."""
-        return self.of(logits.float())
+    def __call__(
+        self, logits: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The number of each row.
+
+        Args:
+            logits: [..., batch, pos, vocab], padded on the left.
+            tokens: not read; they stand here so that this is a metric of an effect table too.
+            mask: [batch, pos] real tokens, where logits [batch, pos, vocab] have padding elsewhere.
+        """
+        logits = logits.float() if mask is None else _to_the_end(logits, mask, self.keep).float()
+        return self.of(logits, *(_known(each, logits) for each in self.tokens))
 
 
-Judge = Metric | Callable[[Tensor], Any]
+Judge = Metric | Callable[..., Any]
 """A Metric, or a function of logits [batch, pos, vocab] that gives a number or one a row."""
 
 
-def logit_difference(right: Any, wrong: Any, *, position: int = -1) -> Metric:
+def logit_difference(right: Token, wrong: Token, *, position: int = -1) -> Metric:
     """How far the right token's logit is above the wrong one's.
 
-    metric = logit_difference(model.to_single_token("7"), model.to_single_token("3"))
+    metric = logit_difference(" 7", " 3")
 
     Args:
-        right, wrong: a token, or one for each row of the batch.
+        right, wrong: a token (id or text), or one for each row of the batch.
         position: where to read, from the end.
     """
     keep = _from_end(position)
 
-    def of(logits: Tensor) -> Tensor:
+    def of(logits: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
         last = logits[..., -keep, :]
         return _pick(last, right) - _pick(last, wrong)
 
-    return Metric("logit difference", keep, of)
+    return Metric("logit difference", keep, of, (right, wrong), _rows_of(right, wrong))
 
 
-def log_prob(token: Any, *, position: int = -1) -> Metric:
+def log_prob(token: Token, *, position: int = -1) -> Metric:
     """Log probability, in nats, of a token (or of one for each row)."""
     keep = _from_end(position)
-    return Metric("log prob", keep, lambda x: _pick(x[..., -keep, :].log_softmax(-1), token))
+
+    def of(logits: Tensor, token: Tensor) -> Tensor:
+        return _pick(logits[..., -keep, :].log_softmax(-1), token)
+
+    return Metric("log prob", keep, of, (token,), _rows_of(token))
 
 
 def kl_divergence(reference: Tensor, *, position: int = -1) -> Metric:
@@ -76,7 +102,8 @@ def kl_divergence(reference: Tensor, *, position: int = -1) -> Metric:
         found = logits[..., -keep, :].log_softmax(-1)
         return (wanted.exp() * (wanted - found)).sum(-1)
 
-    return Metric("KL to reference", keep, of)
+    rows = len(reference) if len(reference) > 1 else None
+    return Metric("KL to reference", keep, of, rows=rows)
 
 
 def loss(tokens: Tensor, *, mask: Tensor | None = None) -> Metric:
@@ -93,17 +120,22 @@ def loss(tokens: Tensor, *, mask: Tensor | None = None) -> Metric:
         mean = spent.sum(-1) / known.sum(-1)
         return mean.view(logits.shape[:-2])
 
-    return Metric("loss", 0, of)
+    return Metric("loss", 0, of, rows=len(tokens))
 
 
-def as_metric(metric: Judge) -> Metric:
-    """The metric itself, or a plain function of logits [batch, pos, vocab] made into one.
+def as_metric(metric: Judge, model: GptOss) -> Metric:
+    """The metric with ids for its tokens, or a function of logits [batch, pos, vocab] as one.
 
+    Raises ValueError for text that is not one token, and for ids that the vocabulary lacks.
     A function that gives one number for the whole batch (TransformerLens's habit) stands as one
     row: there are then no values for each example.
     """
     if isinstance(metric, Metric):
-        return metric
+        ids = [_ids(each, model.to_single_token) for each in metric.tokens]
+        for each in ids:
+            _check_range(each, model.config.vocab_size)
+        ids = [each.to(model.cfg.device) for each in ids]
+        return metric._replace(of=lambda logits: metric.of(logits, *ids), tokens=())
     if not callable(metric):
         raise ValueError(f"metric: expected a Metric or a function of logits; got {metric!r}")
 
@@ -134,9 +166,63 @@ def _from_end(position: int) -> int:
     return -position
 
 
-def _pick(values: Tensor, token: Any) -> Tensor:
+def _rows_of(*tokens: Token) -> int | None:
+    """How many rows have tokens of their own."""
+    many = [len(t) for t in tokens if not isinstance(t, (str, int)) and _several(t)]
+    return max(many, default=None)
+
+
+def _several(token: Any) -> bool:
+    return bool(token.ndim) if hasattr(token, "ndim") else isinstance(token, Sequence)
+
+
+def _ids(token: Any, look_up: Callable[[str], int]) -> Tensor:
+    """Ids of a token or of one for each row, on the CPU where they come from Python."""
+    if isinstance(token, str):
+        token = look_up(token)
+    elif isinstance(token, Sequence):
+        token = [look_up(each) if isinstance(each, str) else each for each in token]
+    try:
+        ids = torch.as_tensor(token)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"metric: a token is an id or text; got {token!r}") from error
+    if ids.dtype.is_floating_point or ids.dtype == torch.bool:
+        raise ValueError(f"metric: a token is an id or text; got {token!r}")
+    return ids.long()
+
+
+def _check_range(ids: Tensor, vocab: int) -> None:
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab:
+        wrong = low if low < 0 else high
+        raise ValueError(f"metric: tokens are 0 to {vocab - 1} in this vocabulary; got {wrong}")
+
+
+def _known(token: Token, logits: Tensor) -> Tensor:
+    """Ids on the device of the logits, whose vocabulary has them."""
+
+    def unknown(text: str) -> int:
+        raise ValueError(
+            f"metric: {text!r} needs a vocabulary; write model.to_single_token({text!r})"
+        )
+
+    ids = _ids(token, unknown)
+    _check_range(ids, logits.shape[-1])
+    return ids.to(logits.device)
+
+
+def _to_the_end(logits: Tensor, mask: Tensor, keep: int) -> Tensor:
+    """The last `keep` real tokens of each row (0: all of the longest), [batch, pos, vocab]."""
+    lengths = mask.sum(1)
+    if int(lengths.min()) < keep:
+        raise ValueError(f"metric: reads place {-keep}, but a row has {int(lengths.min())} tokens")
+    wide = keep or int(lengths.max())
+    order = mask.long().argsort(dim=1, stable=True)[:, -wide:]
+    return logits.gather(1, order[..., None].expand(-1, -1, logits.shape[-1]))
+
+
+def _pick(values: Tensor, token: Tensor) -> Tensor:
     """values [..., batch, vocab] at a token, or at each row's own."""
-    token = torch.as_tensor(token, device=values.device)
     if token.ndim > 1 or (token.ndim == 1 and len(token) != values.shape[-2]):
         raise ValueError(
             f"metric: expected one token, or one for each of {values.shape[-2]} rows; "

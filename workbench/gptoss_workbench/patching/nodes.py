@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ALL = -1
-"""In a column of cells: all positions together, or "this site has no such part"."""
+ALL = -(1 << 31)
+"""As a position: all of them together. -1 is the last one."""
+NONE = -1
+"""As a head, slot, expert or neuron: the site has no such part."""
 
 
 class Site(NamedTuple):
@@ -52,6 +54,7 @@ SITES: dict[str, Site] = {
     "expert": Site("blocks.{layer}.hook_mlp_out", ("expert",), _WEIGHED),
     "expert_post": Site("blocks.{layer}.mlp.hook_expert_post", ("slot", "neuron"), _ROUTE),
 }
+PARTS = ("head", "slot", "expert", "neuron")
 PER_KV_HEAD = ("k", "v", "rot_k")
 INTO_KEYS = ("resid_pre", *PER_KV_HEAD)
 """Sites that later positions of the same layer see."""
@@ -63,14 +66,15 @@ AFTER_ATTENTION = (*BEFORE_EXPERTS, *OF_EXPERTS, "resid_post")
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The cells of a sweep, one a row; -1 where a column says nothing (pos: all positions)."""
+    """The cells of a sweep, one a row; NONE where the site has no such part."""
 
     site: np.ndarray
     layer: np.ndarray
     pos: np.ndarray
-    """Position that is patched."""
+    """Position that is patched: from the start, negative from the end of prompts of different
+    length, or ALL."""
     source: np.ndarray
-    """Position in the other run that the value comes from."""
+    """Position in the other run that the value comes from, counted likewise."""
     head: np.ndarray
     slot: np.ndarray
     expert: np.ndarray
@@ -88,13 +92,26 @@ class Cells:
         every = {f.name: getattr(self, f.name) for f in fields(self)}
         if np.array_equal(self.pos, self.source):
             del every["source"]
-        stays = ("site", "layer", "pos")
-        return {n: c for n, c in every.items() if n in stays or bool((c != ALL).any())}
+        stays = ("site", "layer", "pos", "source")
+        return {n: c for n, c in every.items() if n in stays or bool((c != NONE).any())}
 
     def describe(self, i: int) -> str:
         """One cell in words."""
-        said = [f"{n} {c[i]}" for n, c in self.columns().items() if n != "site" and c[i] != ALL]
-        return " ".join([str(self.site[i]), *said])
+        parts = {n: c[i] for n, c in self.columns().items() if n not in PARTS or c[i] != NONE}
+        site = str(parts.pop("site"))
+        return " ".join([site, *(f"{n} {'all' if p == ALL else p}" for n, p in parts.items())])
+
+
+class Sides(NamedTuple):
+    """How long the prompts of the clean and of the corrupted side are, [2] each."""
+
+    longest: tuple[int, int]
+    shortest: tuple[int, int]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether one side has prompts of different length."""
+        return self.longest != self.shortest
 
 
 class Wanted(NamedTuple):
@@ -109,7 +126,7 @@ class Wanted(NamedTuple):
 
 
 def make_cells(
-    sites: Sequence[str] | str, wanted: Wanted, config: Any, widths: tuple[int, int], base: int = 1
+    sites: Sequence[str] | str, wanted: Wanted, config: Any, sides: Sides, base: int = 1
 ) -> Cells:
     """The grid of every site, one after the other; within one, layer is slowest, neuron fastest.
 
@@ -117,15 +134,14 @@ def make_cells(
         wanted: positions are None (each place alone), "all" (all places patched together), a list
             of places (negative from the end), or pairs (clean place, corrupted place).
         config: the model's Config.
-        widths: lengths of the clean and of the corrupted prompt.
         base: which of the two is patched: 0 the clean one, 1 the corrupted one.
     """
     sites = [sites] if isinstance(sites, str) else list(sites)
     if unknown := [site for site in sites if site not in SITES]:
-        raise ValueError(f"sites are among {', '.join(SITES)}; got {unknown}")
+        raise ValueError(f"sites are among {', '.join(SITES)}; got {unknown}{_short(unknown[0])}")
     if not sites:
         raise ValueError("sites: give at least one")
-    pairs = places(wanted.positions, widths)
+    pairs = places(wanted.positions, sides)
     pairs = pairs if base == 0 else pairs[:, ::-1]
     return join([_grid(site, wanted, config, pairs) for site in sites])
 
@@ -142,23 +158,74 @@ def _grid(site: str, wanted: Wanted, config: Any, pairs: np.ndarray) -> Cells:
     parts = [_part(name, site, wanted, config) for name in SITES[site].parts]
     axes = np.meshgrid(layers, np.arange(len(pairs)), *parts, indexing="ij")
     layer, at, *picked = [axis.ravel() for axis in axes]
-    none = np.full(len(layer), ALL)
+    none = np.full(len(layer), NONE)
     pos, source = pairs[at].T
     empty = Cells(np.full(len(layer), site), layer, pos, source, none, none, none, none)
     return replace(empty, **dict(zip(SITES[site].parts, picked, strict=True)))
 
 
-def places(positions: Any, widths: tuple[int, int]) -> np.ndarray:
-    """[cell, 2] places (clean, corrupted) for `positions`."""
+def _short(site: str) -> str:
+    """A hint where a site is the full name of a hook point."""
+    _, _, rest = site.partition("blocks.")
+    layer, _, name = rest.partition(".")
+    short = [s for s, kind in SITES.items() if name and kind.hook.endswith(f"}}.{name}")]
+    return f"; that is sites={short[0]!r}, layers=[{layer}]" if short else ""
+
+
+def places(positions: Any, sides: Sides) -> np.ndarray:
+    """[cell, 2] places (clean, corrupted) for `positions`.
+
+    From the start; from the end on a side whose prompts differ in length.
+    """
     if positions is None or isinstance(positions, str):
         if positions not in (None, "all"):
             raise ValueError(f"positions: None, 'all', places or pairs; got {positions!r}")
+        if positions is None and sides.ragged:
+            raise ValueError(_from_end(sides, "None, each place,"))
         alone = positions is None
-        return np.arange(widths[0])[:, None].repeat(2, 1) if alone else np.full((1, 2), ALL)
+        every = np.arange(sides.longest[0])
+        return every[:, None].repeat(2, 1) if alone else np.full((1, 2), ALL)
     given = [positions] if isinstance(positions, (int, np.integer)) else list(positions)
+    if not given:
+        raise ValueError("positions: give at least one place")
     pairs = [p if isinstance(p, (tuple, list)) else (p, p) for p in given]
-    both = zip(zip(*pairs, strict=True), widths, strict=True)
-    return np.stack([listed("positions", numbers, width) for numbers, width in both], 1)
+    both = enumerate(zip(*pairs, strict=True))
+    return np.stack([_side(numbers, side, sides) for side, numbers in both], 1)
+
+
+def _side(numbers: Sequence[int], side: int, sides: Sides) -> np.ndarray:
+    """Places on the clean side (0) or the corrupted one (1)."""
+    longest, shortest = sides.longest[side], sides.shortest[side]
+    if longest == shortest:
+        return listed("positions", numbers, longest)
+    if max(numbers) >= 0 or min(numbers) < -shortest:
+        raise ValueError(_from_end(sides, f"{list(numbers)}"))
+    return np.array(numbers)
+
+
+def _from_end(sides: Sides, given: str) -> str:
+    shortest, longest = min(sides.shortest), max(sides.longest)
+    return (
+        f"positions: these prompts have {shortest} to {longest} tokens, so {given} would be other "
+        f"places in each. Count from their end (numbers from {-shortest} to -1, or pairs of "
+        "them), give positions='all', or patch prompts of one length at a time."
+    )
+
+
+def on_grid(cells: Cells, sides: Sides, base: int = 1) -> Cells:
+    """The cells with columns of prompts padded on the left in place of positions."""
+    columns = {}
+    for name, side in (("pos", base), ("source", 1 - base)):
+        at, longest = getattr(cells, name), sides.longest[side]
+        one = at[at != ALL]
+        if len(one) and longest != sides.shortest[side]:
+            _side(one.tolist(), side, sides)
+        elif len(one) and not -longest <= one.min() <= one.max() < longest:
+            raise ValueError(
+                f"cells: positions are {-longest} to {longest - 1}; got {one.min()} to {one.max()}"
+            )
+        columns[name] = np.where((at < 0) & (at != ALL), at + longest, at)
+    return replace(cells, **columns)
 
 
 def _part(name: str, site: str, wanted: Wanted, config: Any) -> np.ndarray:

@@ -24,18 +24,20 @@ from torch import Tensor
 
 from gptoss_hooks.points import HookFunction, HookPoint
 from gptoss_workbench.patching.copies import Copies
-from gptoss_workbench.patching.metrics import Judge, as_metric
+from gptoss_workbench.patching.metrics import Judge
 from gptoss_workbench.patching.nodes import (
     PER_KV_HEAD,
     Cells,
     Wanted,
     listed,
     make_cells,
+    on_grid,
     sources,
 )
 from gptoss_workbench.patching.result import PatchResult
-from gptoss_workbench.patching.runs import Run, read_pair, run
-from gptoss_workbench.patching.sweep import TOKENS_AT_ONCE, Study, groups
+from gptoss_workbench.patching.runs import Run, check_scores, read_pair, run, sides_of
+from gptoss_workbench.patching.study import Study, read_metric
+from gptoss_workbench.patching.sweep import TOKENS_AT_ONCE, groups
 from gptoss_workbench.patching.values import Places, contribution, places_of
 from gptoss_workbench.text import Text
 
@@ -76,7 +78,7 @@ def path_patching(
 ) -> PatchResult:
     """Patch the direct path from each sender into all receivers at once, and read the metric.
 
-    path_patching(model, clean, corrupted, metric=metric, receivers=("final",))
+    path_patching(model, clean, corrupted, metric=metric, receivers="final")
     path_patching(model, clean, corrupted, metric=metric, receivers=[("q", 3, 5), ("k", 3, 1)])
 
     Args:
@@ -94,16 +96,18 @@ def path_patching(
     _among("direction", direction, ("denoise", "noise"))
     ends = _receivers(model, receivers)
     batches = read_pair(model, clean, corrupted)
+    sides, base = sides_of(batches), 1 if direction == "denoise" else 0
     if isinstance(senders, str):
         _among("senders", senders, SENDERS)
         layers = _upstream_layers(senders, ends, model.n_layers) if layers is None else layers
         wanted = Wanted(layers, positions, heads, slots, experts)
-        widths = batches[0].tokens.shape[1], batches[1].tokens.shape[1]
-        senders = make_cells(senders, wanted, model.config, widths)
+        senders = make_cells(senders, wanted, model.config, sides, base)
     _check(senders, ends)
-    judge = as_metric(metric)
+    asked, senders = senders, on_grid(senders, sides, base)
+    judge = read_metric(metric, model, sides)
     runs = [run(model, batch, judge, _names(model, senders)) for batch in batches]
-    study = Study(senders, judge, runs[0], runs[1], direction)
+    check_scores(runs[0], runs[1], judge)
+    study = Study(senders, asked, judge, runs[0], runs[1], direction)
     paths = _Paths(model, study, ends, between == "recomputed", final_norm == "frozen")
     step = max(1, batch_tokens // study.base.tokens.numel())
     rows = [np.arange(i, min(i + step, len(senders))) for i in range(0, len(senders), step)]
@@ -259,6 +263,7 @@ def _names(model: GptOss, senders: Cells) -> list[str]:
 
 def _receivers(model: GptOss, given: Any) -> list[Receiver]:
     """Check receivers; one without a head is all of its heads."""
+    given = (given,) if isinstance(given, str) else given
     one = isinstance(given, Receiver) or (given and isinstance(given[0], str))
     every: list[Any] = [given] if one else list(given)
     ends = [Receiver(*each) for each in every]

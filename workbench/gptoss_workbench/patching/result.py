@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gptoss_workbench.patching.nodes import ALL, Cells
+from gptoss_workbench.patching.nodes import ALL, NONE, PARTS, Cells
 from gptoss_workbench.table import Table
 
 if TYPE_CHECKING:
     import pandas
     from torch import Tensor
+
+
+PLACES = ("pos", "source")
 
 
 class Grid(NamedTuple):
@@ -30,7 +33,7 @@ class Grid(NamedTuple):
     axes: tuple[str, ...]
     """among layer, pos, head, slot, expert, neuron; axes of one entry are left out"""
     labels: dict[str, np.ndarray]
-    """numbers along each axis; pos -1 means all positions together"""
+    """numbers along each axis, as in Cells"""
 
 
 class Prompts(NamedTuple):
@@ -99,11 +102,11 @@ class PatchResult:
         if not here.any():
             raise ValueError(f"grid: site {site!r} was not swept; there are {self.sites}")
         cells = self.cells[here]
-        names = ("layer", "pos", "head", "slot", "expert", "neuron")
+        names = ("layer", "pos", *PARTS)
         labels, at = {}, []
         for name in names:
             numbers, index = np.unique(getattr(cells, name), return_inverse=True)
-            if name in ("layer", "pos") or len(numbers) > 1 or numbers[0] != ALL:
+            if name not in PARTS or len(numbers) > 1 or numbers[0] != NONE:
                 labels[name] = numbers
                 at.append(index)
         values = np.full([len(numbers) for numbers in labels.values()], np.nan)
@@ -116,10 +119,14 @@ class PatchResult:
         return self.rows(order)
 
     def where(self, **equal: Any) -> PatchResult:
-        """Cells in which each named column has the value given, or one of a list."""
+        """Cells in which each named column has the value given, or one of a list.
+
+        result.where(site="z", layer=[2, 3]), result.where(pos="all")
+        """
         keep = np.ones(len(self), bool)
         for name, value in equal.items():
-            wanted = list(value) if isinstance(value, (list, tuple, set, range)) else [value]
+            listed = list(value) if isinstance(value, (list, tuple, set, range)) else [value]
+            wanted = [ALL if name in PLACES and each == "all" else each for each in listed]
             keep &= np.isin(getattr(self.cells, name), wanted)
         return self.rows(keep)
 
@@ -139,6 +146,7 @@ class PatchResult:
             columns["effect"], columns["value"] = self.effect, _mean(self.value)
             columns["n"] = np.isfinite(self.value).sum(1)
         columns |= self._tokens(columns)
+        columns |= {name: _places(columns[name]) for name in PLACES if name in columns}
         return Table(columns, self._title(), self.source, notes=self._notes())
 
     def to_pandas(self, *, per_example: bool = False) -> pandas.DataFrame:
@@ -146,11 +154,11 @@ class PatchResult:
         return self.table(per_example=per_example).to_pandas()
 
     def _tokens(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The token at each cell's position, in both prompts (of the first example, or its own)."""
+        """The token at each cell's position, in both prompts; "" where examples differ there."""
         clean, corrupted = self.prompts.clean_strings, self.prompts.corrupted_strings
         if clean is None or corrupted is None or (columns["pos"] == ALL).all():
             return {}
-        rows = columns.get("batch", np.zeros(len(columns["pos"]), int))
+        rows = columns["batch"].tolist() if "batch" in columns else [None] * len(columns["pos"])
         into, out = columns["pos"], columns.get("source", columns["pos"])
         at = (out, into) if self.direction == "denoise" else (into, out)
         pairs = (("clean token", clean, at[0]), ("corrupted token", corrupted, at[1]))
@@ -183,10 +191,23 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.where(there.any(1), total / np.maximum(there.sum(1), 1), np.nan)
 
 
-def _strings(strings: list[list[str]], rows: np.ndarray, where: np.ndarray) -> np.ndarray:
-    return np.array(
-        ["" if p == ALL else strings[r][p] for r, p in zip(rows, where, strict=True)], dtype=object
-    )
+def _places(column: np.ndarray) -> np.ndarray:
+    """A column of positions as it is read: "all" in place of ALL."""
+    every = column == ALL
+    return np.where(every, "all", column.astype(object)) if every.any() else column
+
+
+def _strings(strings: list[list[str]], rows: Sequence[int | None], where: np.ndarray) -> np.ndarray:
+    """The text at a place of one example, or of all if they agree."""
+
+    def text(row: int | None, place: int) -> str:
+        if place == ALL:
+            return ""
+        found = {each[place] for each in (strings if row is None else [strings[row]])}
+        return found.pop() if len(found) == 1 else ""
+
+    both = zip(rows, where.tolist(), strict=True)
+    return np.array([text(*each) for each in both], dtype=object)
 
 
 def _without_all(grid: Grid) -> Grid:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptoss_workbench.patching.metrics import Metric
-from gptoss_workbench.patching.nodes import OF_EXPERTS, Cells
+from gptoss_workbench.patching.nodes import OF_EXPERTS, Cells, Sides
 from gptoss_workbench.text import Batch, Text
 
 if TYPE_CHECKING:
@@ -51,6 +51,13 @@ def read_pair(
     return one, other
 
 
+def sides_of(batches: Sequence[Batch]) -> Sides:
+    """How long the clean and the corrupted prompts are."""
+    lengths = [batch.mask.sum(1).tolist() for batch in batches]
+    (a, b), (c, d) = ((max(each), min(each)) for each in lengths)
+    return Sides((a, c), (b, d))
+
+
 def _mismatch(model: GptOss, one: Batch, other: Batch, row: int) -> str:
     """Say which spans make two prompts differ in length."""
     a, b = (batch.tokens[row][batch.mask[row]].tolist() for batch in (one, other))
@@ -63,14 +70,17 @@ def _mismatch(model: GptOss, one: Batch, other: Batch, row: int) -> str:
     return (
         f"clean and corrupted must have the same number of tokens, or positions= as pairs "
         f"(clean place, corrupted place); pair {row} has {len(a)} and {len(b)}. They differ in "
-        f"clean {spans[0]} and corrupted {spans[1]}."
+        f"clean: {spans[0]}; corrupted: {spans[1]}."
     )
 
 
 def _span(model: GptOss, tokens: list[int], start: int, stop: int) -> str:
     span = tokens[start:stop]
+    if not span:
+        return f"nothing before position {start}"
     shown = span if model.tokenizer is None else "".join(model.tokenizer.strings(span))
-    return f"positions {start} to {stop} ({shown!r})"
+    place = f"position {start}" if len(span) == 1 else f"positions {start} to {stop - 1}"
+    return f"{place} ({shown!r})"
 
 
 @torch.no_grad()
@@ -104,6 +114,20 @@ def run_both(
     return [
         Run(*batch, half, value) for batch, half, value in zip(batches, halves, values, strict=True)
     ]
+
+
+def check_scores(clean: Run, corrupted: Run, metric: Metric) -> None:
+    """Raise where the metric has nothing to tell the two runs apart by."""
+    for name, one in (("clean", clean), ("corrupted", corrupted)):
+        if wrong := (~one.value.isfinite()).nonzero().flatten().tolist():
+            raise ValueError(
+                f"metric: {metric.name} is {float(one.value[wrong[0]])} on {name} prompt {wrong[0]}"
+            )
+    if torch.equal(clean.value, corrupted.value):
+        raise ValueError(
+            f"clean and corrupted score the same ({metric.name} {float(clean.value[0]):.4g}): "
+            "nothing to restore. Give prompts that the metric tells apart."
+        )
 
 
 def observed(model: GptOss) -> bool:

@@ -9,8 +9,8 @@ A sweep is a few forward passes: many cells are rows of one batch (see `runs`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,27 +19,12 @@ from torch import Tensor
 
 from gptoss_hooks.points import HookFunction, HookPoint
 from gptoss_workbench.patching.copies import Copies
-from gptoss_workbench.patching.metrics import Judge, Metric, as_metric
-from gptoss_workbench.patching.nodes import (
-    AFTER_ATTENTION,
-    ALL,
-    INTO_KEYS,
-    Cells,
-    Wanted,
-    make_cells,
-    sources,
-)
-from gptoss_workbench.patching.result import PatchResult, Prompts
-from gptoss_workbench.patching.runs import (
-    Run,
-    first_needed,
-    observed,
-    parting,
-    read_pair,
-    run,
-    run_both,
-    stream_names,
-)
+from gptoss_workbench.patching.metrics import Judge
+from gptoss_workbench.patching.nodes import AFTER_ATTENTION, ALL, INTO_KEYS, Cells, Wanted
+from gptoss_workbench.patching.progress import Progress
+from gptoss_workbench.patching.result import PatchResult
+from gptoss_workbench.patching.runs import Run, first_needed, parting
+from gptoss_workbench.patching.study import Study, prepare
 from gptoss_workbench.patching.values import Patch, patch, places_of
 from gptoss_workbench.text import Text
 
@@ -71,6 +56,7 @@ def activation_patching(
     cells: Cells | None = None,
     direction: str = "denoise",
     batch_tokens: int = TOKENS_AT_ONCE,
+    progress: bool = True,
 ) -> PatchResult:
     """Patch every cell of a grid, one at a time, and read the metric.
 
@@ -82,115 +68,42 @@ def activation_patching(
         metric: a Metric, or a function of logits [batch, pos, vocab].
         sites: names from `nodes.SITES`.
         positions: None (each place alone), "all" (all places together), places, or pairs
-            (clean place, corrupted place); pairs allow prompts of different length.
+            (clean place, corrupted place); pairs allow a clean prompt and its corrupted one to
+            differ in length. Where several prompts do, places count from their end: -1 is the last.
         cells: exactly these cells instead of a grid, as in another result's `.top(20).cells`.
         direction: "denoise" or "noise".
         batch_tokens: rows x positions of one forward pass; bounds memory, changes no result.
+        progress: show a bar when it takes longer than a second.
+
+    Interrupted, it leaves the cells that are done at `model.last_patching`.
     """
     wanted = Wanted(layers, positions, heads, slots, experts, neurons)
     study = prepare(
         model, clean, corrupted, metric, sites, wanted, cells=cells, direction=direction,
         at_once=batch_tokens,
     )  # fmt: skip
-    value = sweep(model, study, batch_tokens)
-    return study.result(model, value, method="activation patching", source=SOURCE)
-
-
-@dataclass(frozen=True)
-class Study:
-    """Both runs, the cells, and which run is patched."""
-
-    cells: Cells
-    metric: Metric
-    clean: Run
-    corrupted: Run
-    direction: str
-    plain: bool = False
-    """whether nobody looks on and nothing edits, so that only what a patch changes need run"""
-
-    @property
-    def base(self) -> Run:
-        """The run that is patched."""
-        return self.corrupted if self.direction == "denoise" else self.clean
-
-    @property
-    def other(self) -> Run:
-        """The run that values come from."""
-        return self.clean if self.direction == "denoise" else self.corrupted
-
-    def result(
-        self, model: GptOss, value: Tensor, *, method: str, source: str, **more: Any
-    ) -> PatchResult:
-        """A PatchResult from values [cell, batch]."""
-        clean, corrupted = self.clean.value, self.corrupted.value
-        strings = [_strings(model, each) for each in (self.clean, self.corrupted)]
-        return PatchResult(
-            self.cells,
-            value.double().cpu().numpy(),
-            clean.double().cpu().numpy(),
-            corrupted.double().cpu().numpy(),
-            Prompts(self.clean.tokens.cpu(), self.corrupted.tokens.cpu(), *strings),
-            self.metric.name,
-            method,
-            self.direction,
-            source,
-            **more,
-        )
-
-
-def prepare(
-    model: GptOss,
-    clean: Text | Tensor,
-    corrupted: Text | Tensor,
-    metric: Judge,
-    sites: Sequence[str] | str,
-    wanted: Wanted,
-    *,
-    cells: Cells | None = None,
-    direction: str = "denoise",
-    more: Sequence[str] = (),
-    at_once: int = 0,
-) -> Study:
-    """Check the arguments and run both prompts once, keeping what the cells need, and `more`.
-
-    Prompts of no more than `at_once` tokens together are run as one batch.
-    """
-    if direction not in ("denoise", "noise"):
-        raise ValueError(f"direction is 'denoise' or 'noise'; got {direction!r}")
-    batches = read_pair(model, clean, corrupted, same_length=not _paired(wanted.positions, cells))
-    if cells is None:
-        widths = batches[0].tokens.shape[1], batches[1].tokens.shape[1]
-        base = 1 if direction == "denoise" else 0
-        cells = make_cells(sites, wanted, model.config, widths, base)
-    judge, needs = as_metric(metric), [*sources(cells), *more]
-    base_names = sorted({*needs, *stream_names(model.n_layers, cells)})
-    names = (needs, base_names) if direction == "denoise" else (base_names, needs)
-    shapes, size = {batch.tokens.shape for batch in batches}, 2 * batches[0].tokens.numel()
-    plain = not (observed(model) or model.active_edits)
-    if len(shapes) == 1 and size <= at_once and plain:
-        runs = run_both(model, batches, judge, base_names)
-    else:
-        runs = [run(model, b, judge, kept) for b, kept in zip(batches, names, strict=True)]
-    return Study(cells, judge, runs[0], runs[1], direction, plain)
-
-
-def _paired(positions: Any, cells: Cells | None) -> bool:
-    """Whether places of the two prompts are matched one by one."""
-    if cells is not None:
-        return not np.array_equal(cells.pos, cells.source)
-    listed = positions if isinstance(positions, (list, tuple)) else []
-    return any(isinstance(p, (tuple, list)) for p in listed)
-
-
-def _strings(model: GptOss, run: Run) -> list[list[str]] | None:
-    if model.tokenizer is None:
-        return None
-    return [model.tokenizer.strings(row) for row in run.tokens.tolist()]
+    finish = partial(study.result, model, method="activation patching", source=SOURCE)
+    done = Progress(len(study.cells), progress)
+    try:
+        with done:
+            value = sweep(model, study, batch_tokens, done)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(done.keep(model, finish))
+        raise
+    return finish(value)
 
 
 @torch.no_grad()
-def sweep(model: GptOss, study: Study, batch_tokens: int = TOKENS_AT_ONCE) -> Tensor:
-    """The metric under every cell's patch, [cell, batch]; NaN where a cell does not exist."""
+def sweep(
+    model: GptOss,
+    study: Study,
+    batch_tokens: int = TOKENS_AT_ONCE,
+    ran: Callable[[np.ndarray, Tensor], Any] | None = None,
+) -> Tensor:
+    """The metric under every cell's patch, [cell, batch]; NaN where a cell does not exist.
+
+    `ran` is called behind every forward pass with row numbers that are done and all values.
+    """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be 1 or more; got {batch_tokens}")
     value, cells = torch.empty(len(study.cells), len(study.base.value)), study.cells
@@ -198,9 +111,13 @@ def sweep(model: GptOss, study: Study, batch_tokens: int = TOKENS_AT_ONCE) -> Te
     first = starts(study, model.n_layers, alike) if study.plain else np.zeros_like(cells.pos)
     if len(silent := np.flatnonzero(first == study.base.width)):
         value[silent] = _unchanged(study, cells[silent])
+        if ran is not None:
+            ran(silent, value)
     for rows in chunks(study, first, batch_tokens):
         copies = Copies(model, study.base, int(first[rows].min()))
         value[rows] = _chunk(copies, study, cells[rows])
+        if ran is not None:
+            ran(rows, value)
     return value
 
 

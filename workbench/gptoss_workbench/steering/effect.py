@@ -75,7 +75,7 @@ def steering_effect(
         vectors = torch.cat([direction.vector(layer)[None], drawn])
         value = measure(vectors, _where(model, direction.site, layer, mode), mode, strength)
         rows.append((layer, value))
-    what = as_metric(metric).name if metric is not None else "share of completions"
+    what = as_metric(metric, model).name if metric is not None else "share of completions"
     return _table(rows, baseline, len(measure.texts), f"{what}, {mode} x {strength:g}", controls)
 
 
@@ -98,7 +98,7 @@ class _Measure:
         batch: int,
     ):
         self.model, self.texts, self.classifier = model, texts, classifier
-        self.metric = None if metric is None else as_metric(metric)
+        self.metric = None if metric is None else as_metric(metric, model)
         self.max_new_tokens = max_new_tokens
         self.tokens, self.mask = model.read(texts, padding_side="left")
         self.step = max(1, batch // len(texts))

@@ -7,10 +7,13 @@ batch], `clean` and `corrupted` [batch], `prompts`, `metric`, `method`, `directi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from gptoss_workbench.patching.nodes import ALL, Cells
 
 from .packing import quantise_signed
 from .picture import blank, clip, colour_bar, place, style
@@ -92,7 +95,7 @@ def patching(
 def _lay_out(result: PatchResult, site: str, columns: str | None) -> Sweep:
     """Find rows and columns of one site's cells."""
     here = np.flatnonzero(result.cells.site == site)
-    cells = result.cells[here]
+    cells = _columns(result)[here]
     varied = [name for name in PARTS if (getattr(cells, name) >= 0).any()]
     if not varied or len(np.unique(cells.pos)) > 1:
         varied.insert(0, "pos")
@@ -108,6 +111,20 @@ def _lay_out(result: PatchResult, site: str, columns: str | None) -> Sweep:
     numbers, column = np.unique(getattr(cells, axis), return_inverse=True)
     behind = np.full(len(here), -1) if other is None else getattr(cells, other)
     return Sweep(site, axis, other, here, layers, numbers, row, column, behind)
+
+
+def _columns(result: PatchResult) -> Cells:
+    """The cells with columns of the prompts in place of positions, -1 for all of them."""
+    widths = [each.shape[1] for each in (result.prompts.clean, result.prompts.corrupted)]
+    widths = widths[::-1] if result.direction == "denoise" else widths
+    both = zip(("pos", "source"), widths, strict=True)
+    return replace(
+        result.cells, **{name: _column(getattr(result.cells, name), width) for name, width in both}
+    )
+
+
+def _column(places: np.ndarray, width: int) -> np.ndarray:
+    return np.where(places == ALL, -1, np.where(places < 0, places + width, places))
 
 
 def effect_map(result: PatchResult, sweep: Sweep) -> np.ndarray:
@@ -189,7 +206,7 @@ def _buffers(result: PatchResult, sweeps: list[Sweep]) -> dict[str, np.ndarray]:
     """Cells of all sites, one site after the other; values of the first examples."""
     order = np.concatenate([sweep.cells for sweep in sweeps])
     n = _examples(result)
-    cells = result.cells[order]
+    cells = _columns(result)[order]
     return {
         "row": np.concatenate([sweep.row for sweep in sweeps]).astype(np.uint16),
         "column": np.concatenate([sweep.column for sweep in sweeps]).astype(np.uint16),
