@@ -26,6 +26,7 @@ from gptoss_hooks.edits.routing import Replay
 from gptoss_workbench.effect_controls import control_of, loads
 from gptoss_workbench.harmony.voices import VOICES, VoiceTracker
 from gptoss_workbench.intervals import bootstrap
+from gptoss_workbench.patching import metrics as patching
 from gptoss_workbench.table import Table
 from gptoss_workbench.text import Batch, pad
 from gptoss_workbench.tokenizer import Tokenizer
@@ -62,8 +63,8 @@ def effect_table(
 
     Args:
         texts: strings, or rows of tokens.
-        metric: "loss" (nats per next token), or a function of logits, tokens and mask that gives
-            one number a row.
+        metric: "loss" (nats per next token), one of `patching` (log_prob(" 7"), say), or a function
+            of logits, tokens and mask that gives one number a row.
         groups: a label a text, "channel" (the voice of the token that is predicted; loss only), or
             None for one group.
         voices: count only tokens that these voices say, ("analysis", "final") say (loss only); a
@@ -75,6 +76,7 @@ def effect_table(
     """
     listed = [edits] if isinstance(edits, Edit) else list(edits)
     rows = _rows(model, texts)
+    metric = patching.as_metric(metric, model) if isinstance(metric, patching.Metric) else metric
     names, codes = _groups(model, rows, groups, metric)
     if voices is not None:
         codes = _spoken(model, rows, codes, voices, metric)
@@ -99,7 +101,7 @@ class _Runner:
 
     def batches(self, edits: Sequence[Edit]) -> list[tuple[list[int], Batch]]:
         """(which rows, their batch); values recorded a row keep all rows together, in order."""
-        if any(_fixes_rows(edit) for edit in edits):
+        if any(_fixes_rows(edit) for edit in edits) or getattr(self.metric, "rows", None):
             groups = [list(range(len(self.rows)))]
         else:
             most = min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // self.model.cfg.d_vocab)
