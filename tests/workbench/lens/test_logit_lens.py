@@ -115,6 +115,7 @@ def test_a_given_target_is_followed(tiny, tokens):
     ("options", "message"),
     [
         ({"sites": "hook_z"}, "sites are resid_pre"),
+        ({"sites": "blocks.1.hook_resid_mid"}, r"that is sites='resid_mid', layers=\[1\]"),
         ({"layers": [9]}, "layers: expected numbers between -4 and 3"),
         ({"positions": 13}, "positions: expected numbers between -13 and 12"),
         ({"target": 256}, "target: expected token ids between 0 and 255"),

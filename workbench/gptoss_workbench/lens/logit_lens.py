@@ -10,6 +10,7 @@ token no longer changes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -112,7 +113,9 @@ def _names(
     """Hook points to read, in firing order."""
     wanted = [sites] if isinstance(sites, str) else list(sites)
     if not wanted or set(wanted) - set(SITES):
-        raise ValueError(f"logit_lens: sites are {', '.join(SITES)}; got {wanted}")
+        full = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", str(wanted[0])) if wanted else None
+        short = f"; that is sites={full[2]!r}, layers=[{full[1]}]" if full else ""
+        raise ValueError(f"logit_lens: sites are {', '.join(SITES)}; got {wanted}{short}")
     if lens is not None and wanted != ["resid_post"]:
         raise ValueError(f"logit_lens: a tuned lens reads resid_post only; got sites {wanted}")
     return [
