@@ -38,7 +38,7 @@ def test_arguments_are_transformer_lens_s_in_its_order(name):
 
 def test_defaults_differ_from_transformer_lens_s_in_the_three_stated_ways():
     generate = inspect.signature(GptOss.generate).parameters
-    assert generate["do_sample"].default is None and "seed" in generate  # None is greedy
+    assert generate["do_sample"].default is False and "seed" in generate
     for name in ("forward", "generate", "to_tokens", "to_str_tokens"):
         assert inspect.signature(getattr(GptOss, name)).parameters["prepend_bos"].default is False
 

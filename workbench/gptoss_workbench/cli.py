@@ -119,6 +119,7 @@ def generate(
             messages=_ask(prompt),
             max_new_tokens=max_new_tokens,
             effort=effort,
+            do_sample=temperature > 0,
             temperature=temperature,
             seed=seed,
         )

@@ -52,10 +52,10 @@ class GenerateMixin(TextMixin, HookedRoot):
         max_new_tokens: int | None = None,
         stop_at_eos: bool = True,
         eos_token_id: int | list[int] | None = None,
-        do_sample: bool | None = None,
+        do_sample: bool = False,
         top_k: int | None = None,
         top_p: float | None = None,
-        temperature: float | None = None,
+        temperature: float = 1.0,
         freq_penalty: float = 0.0,
         use_past_kv_cache: bool = True,
         prepend_bos: bool = False,
@@ -85,8 +85,8 @@ class GenerateMixin(TextMixin, HookedRoot):
             messages: a harmony conversation instead of `input`; the result is a Generation.
             max_new_tokens: None is 10 for `input` and 512 for `messages`.
             stop_at_eos: stop a row at <|return|>, <|call|>, <|endoftext|> or the config's eos.
-            do_sample: None is greedy unless `temperature`, `top_k` or `top_p` is given.
-            temperature: 0 is greedy; None is 1 where tokens are drawn.
+            do_sample: draw tokens, as temperature (0 is greedy), top_k and top_p say; False is
+                greedy, and warns if one of them is given.
             return_type: "input" (same kind as the input), "tokens", "str" or "generation".
             return_cache: return (result, ActivationCache), from one clean pass over the whole text.
             seed: of sampling; drawn and kept in the Generation when None.
@@ -99,7 +99,7 @@ class GenerateMixin(TextMixin, HookedRoot):
         kind = _result_kind(input, messages, return_type)
         if kind in ("str", "strs"):
             self.require_tokenizer()
-        sampling = asked(do_sample, temperature, top_k, top_p, freq_penalty, seed)
+        sampling = asked(do_sample, temperature, top_k, top_p, freq_penalty)
         prompts = self._prompts(
             input, attention_mask, messages, prepend_bos,
             tools=tools, effort=effort, date=date,
@@ -123,10 +123,10 @@ class GenerateMixin(TextMixin, HookedRoot):
         max_new_tokens: int | None = None,
         stop_at_eos: bool = True,
         eos_token_id: int | list[int] | None = None,
-        do_sample: bool | None = None,
+        do_sample: bool = False,
         top_k: int | None = None,
         top_p: float | None = None,
-        temperature: float | None = None,
+        temperature: float = 1.0,
         freq_penalty: float = 0.0,
         *,
         attention_mask: Tensor | None = None,
@@ -142,7 +142,7 @@ class GenerateMixin(TextMixin, HookedRoot):
 
         for piece in model.stream(messages=[...], max_new_tokens=100): print(piece.text, end="")
         """
-        sampling = asked(do_sample, temperature, top_k, top_p, freq_penalty, seed)
+        sampling = asked(do_sample, temperature, top_k, top_p, freq_penalty)
         prompts = self._prompts(
             input, attention_mask, messages, tools=tools, effort=effort, date=date
         )

@@ -4,6 +4,7 @@ Each row draws from its own generator, seeded from `seed` and its number: its te
 its company. Nucleus sampling: Holtzman et al. 2019 (arXiv 1904.09751).
 """
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -30,36 +31,25 @@ class Sampling(NamedTuple):
 
 
 def asked(
-    do_sample: bool | None,
-    temperature: float | None,
+    do_sample: bool,
+    temperature: float,
     top_k: int | None,
     top_p: float | None,
     freq_penalty: float,
-    seed: int | None,
 ) -> Sampling:
-    """What a caller's arguments mean; do_sample=None is greedy unless another one asks for draws.
-
-    Raises ValueError for arguments that could not act.
-    """
-    if do_sample is False:
-        neutral = {"temperature": (None, 0, 1), "top_k": (None,), "top_p": (None, 1)}
-        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        if silent := [name for name, value in given.items() if value not in neutral[name]]:
-            raise ValueError(
-                f"generate: {', '.join(silent)}= cannot act with do_sample=False, which is greedy; "
-                "leave do_sample out, or the others"
-            )
-    elif do_sample is None:
-        do_sample = temperature not in (None, 0) or top_k is not None or top_p is not None
-        if seed is not None and not do_sample and temperature is None:
-            raise ValueError(
-                "generate: seed= cannot act in greedy decoding; add temperature=, top_k=, top_p= "
-                "or do_sample=True"
-            )
-    sampling = Sampling(
-        do_sample, 1.0 if temperature is None else temperature, top_k, top_p, freq_penalty
-    )
+    """What a caller's arguments mean; warns of those that do nothing without `do_sample`."""
+    sampling = Sampling(do_sample, temperature, top_k, top_p, freq_penalty)
     sampling.check()
+    given = {
+        "temperature": temperature not in (0, 1),
+        "top_k": top_k,
+        "top_p": top_p not in (None, 1),
+    }
+    if not do_sample and (idle := [name for name, value in given.items() if value]):
+        warnings.warn(
+            f"generate: {', '.join(idle)}= does nothing in greedy decoding; give do_sample=True",
+            stacklevel=3,
+        )
     return sampling
 
 
