@@ -23,10 +23,10 @@ class Group(NamedTuple):
 
 
 GROUPS = (
-    Group("compile", 25),
-    Group("browser", 15),
+    Group("compile", 35),
+    Group("browser", 10),
     Group("oracle", 10),
-    Group("full", 25),
+    Group("full", 20),
 )
 
 
