@@ -53,6 +53,9 @@ def test_every_backend_has_the_signatures_of_the_reference():
     for name in (*available(), "triton"):
         for field in Backend._fields[1:]:
             body, plain = getattr(select(name), field), getattr(REFERENCE, field)
+            if plain is None:  # a backend may have more, which needs no counterpart
+                assert field in ("router", "attention_edits", "expert_edits")
+                continue
             wanted, found = (inspect.signature(each).parameters for each in (plain, body))
             assert list(found)[: len(wanted)] == list(wanted), (name, field)
             assert all(found[each].default is None for each in list(found)[len(wanted) :])
