@@ -184,6 +184,10 @@ def test_a_replay_brings_a_routing_back(small, tokens):
         small(tokens[:1], edits=[replay(clean)])
     with pytest.raises(EditError, match="recorded 13 places a row, but 14 run"):
         small(torch.cat([tokens, tokens[:, :1]], 1), edits=[replay(clean.routing)])
+    with pytest.raises(EditError, match="recorded 13 places a row, but 9 run"):
+        small(tokens[:, :9], edits=[replay(clean.routing)])
+    small(tokens[:, :9], edits=[replay(clean)])  # the same tokens, as far as they go
+    small(tokens[:, :9], edits=[replay(clean.routing, tokens=slice(0, 9))])
 
 
 def test_edits_equal_hooks_that_do_the_same(small, tokens):

@@ -64,7 +64,12 @@ def aligned(
     looked = run.continued or run.checked
     fits = looked or not bool((wanted & ~found).any())
     if fits and whole and not (looked or _by_place(run, values.shape[1], ends)):
-        fits = int(here.max()) + 1 == values.shape[1]
+        lengths = here.amax(1, keepdim=True) + 1
+        fits = (
+            int(lengths.max()) == values.shape[1]
+            if ends is None
+            else torch.equal(lengths, ends.to(lengths))
+        )
     if not fits:
         raise EditError(
             f"{verb}: recorded {values.shape[1]} places a row, but {int(here.max()) + 1} run; "

@@ -58,6 +58,8 @@ class Recording(NamedTuple):
     tokens: Int[Tensor, "batch pos"] | None
     ends: Int[Tensor, "batch 1"] | None
     """real places of a row; None for all"""
+    whole: bool
+    """whether it is for the whole of a run whose tokens it does not know"""
 
 
 class LayerPlan(NamedTuple):
@@ -177,7 +179,9 @@ def _of_layer(edit: Replay, held: Mapping[str, Tensor], sizes: Sizes, layer: int
     named = range(sizes.layers) if edit.layers is None else edit.layers
     at = [each % sizes.layers for each in named].index(layer)
     weights = held["weights"][at] if "weights" in held else None
-    return Recording(held["experts"][at], weights, held.get("tokens"), held.get("ends"))
+    tokens = held.get("tokens")
+    whole = tokens is None and edit.tokens is None and edit.channels is None
+    return Recording(held["experts"][at], weights, tokens, held.get("ends"), whole)
 
 
 def _program(plan: LayerPlan, run: Run) -> RouteProgram:
@@ -243,7 +247,8 @@ def _recorded(
 
 def _fitted(values: Tensor, recording: Recording, run: Run, mask: Tensor, width: int) -> Tensor:
     """Recorded values in the layout of this run, -1 behind the last slot."""
-    out = aligned(values, run, mask, "replay", recording.tokens, recording.ends)
+    known = recording.tokens, recording.ends, recording.whole
+    out = aligned(values, run, mask, "replay", *known)
     return torch.nn.functional.pad(out, (0, width - out.shape[-1]), value=-1)
 
 
