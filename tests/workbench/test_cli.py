@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import gptoss_workbench
+from gptoss_kernels.backend import available
 from gptoss_workbench import demo
 from gptoss_workbench.cli import app, spoken
 from gptoss_workbench.nano import checkpoint_path
@@ -92,6 +93,7 @@ def test_memory_is_stated_for_no_more_than_the_context(gptoss):
     assert "at 512 tokens in bfloat16" in gptoss("info").stdout
 
 
+@pytest.mark.skipif("native" not in available(), reason="no native kernels; see `gptoss doctor`")
 def test_doctor_tells_of_an_instruction_set_that_is_not_here():
     environment = os.environ | {"GPTOSS_NATIVE_ISA": "foo"}
     command = [sys.executable, "-m", "gptoss_workbench.cli", "doctor"]
